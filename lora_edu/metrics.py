@@ -1,0 +1,118 @@
+r"""How far two arrays are apart, what a weight costs, and what rank can express.
+
+    SNR = 10 · log₁₀( Σ x² / Σ (x - x̂)² )  dB            6.02 dB are one bit
+    relative error = ‖x - x̂‖ / ‖x‖ = 10^(-SNR / 20)
+
+All sums are float64.
+"""
+
+import math
+
+import numpy as np
+
+
+def max_error(x, approximation) -> float:
+    """Largest |x - x̂|."""
+    return float(np.max(np.abs(_difference(x, approximation))))
+
+
+def mean_absolute_error(x, approximation) -> float:
+    """Mean of |x - x̂|."""
+    return float(np.mean(np.abs(_difference(x, approximation))))
+
+
+def rms_error(x, approximation) -> float:
+    """√(mean of (x - x̂)²)."""
+    return float(np.sqrt(np.mean(np.square(_difference(x, approximation)))))
+
+
+def relative_error(x, approximation) -> float:
+    r"""‖x - x̂‖ / ‖x‖, Frobenius norms; 0 means equal, 1 as bad as answering zero.
+
+    Raises ValueError if x is all zero, where the ratio has no meaning.
+    """
+    norm = np.linalg.norm(np.asarray(x, np.float64))
+    if norm == 0:
+        raise ValueError("relative error is undefined where x is all zero; use rms_error")
+    return float(np.linalg.norm(_difference(x, approximation)) / norm)
+
+
+def snr_db(x, approximation) -> float:
+    """Signal-to-noise ratio in decibels; infinite where the two are equal."""
+    error = relative_error(x, approximation)
+    return math.inf if error == 0 else -20 * math.log10(error)
+
+
+def bits_per_weight(block_size: int, code_bits: float = 4, scale_bits: float = 32) -> float:
+    r"""What a weight really costs: code_bits + scale_bits / block_size, e.g. 4 + 32/64 = 4.5."""
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    return code_bits + scale_bits / block_size
+
+
+def ulp_distance(x, y) -> np.ndarray:
+    r"""How many representable numbers lie between x and y, elementwise: 0 means equal (+0 and -0 count as equal).
+
+    Parameters
+    ----------
+    x, y : arrays of one floating dtype (float16, float32 or float64), finite, broadcastable
+
+    Returns
+    -------
+    uint64 array
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if x.dtype != y.dtype or x.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"x and y must share float16, float32 or float64, got {x.dtype} and {y.dtype}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("x and y must be finite: there is no distance to NaN or infinity")
+    a, b = _ordered(x), _ordered(y)
+    return np.maximum(a, b) - np.minimum(a, b)
+
+
+def effective_rank(matrix) -> float:
+    r"""exp(entropy of σ / Σσ): how many directions a matrix really uses, between 1 and min(shape).
+
+    Source: Roy & Vetterli 2007, *The effective rank*.
+    """
+    singular = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    if singular[0] == 0:
+        raise ValueError("the effective rank of a zero matrix is undefined")
+    share = singular[singular > 0] / singular.sum()
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def truncate_svd(matrix, rank: int) -> tuple[np.ndarray, float]:
+    r"""The best approximation of rank at most `rank`, and its distance: what no other rank-r matrix can beat.
+
+        W_r = Σ_{i ≤ r} σ_i u_i v_iᵀ          ‖W - W_r‖ = √( Σ_{i > r} σ_i² )
+
+    Source: Eckart & Young 1936.
+
+    Returns
+    -------
+    (out, in) float64, and the Frobenius norm of what is left
+    """
+    matrix = np.asarray(matrix, np.float64)
+    if not 0 <= rank <= min(matrix.shape):
+        raise ValueError(f"rank must be between 0 and min(out, in) = {min(matrix.shape)}, got {rank}")
+    u, singular, vt = np.linalg.svd(matrix, full_matrices=False)
+    return (u[:, :rank] * singular[:rank]) @ vt[:rank], float(np.linalg.norm(singular[rank:]))
+
+
+def _difference(x, approximation) -> np.ndarray:
+    x, approximation = np.asarray(x, np.float64), np.asarray(approximation, np.float64)
+    if x.shape != approximation.shape:
+        raise ValueError(f"the two arrays must have one shape, got {x.shape} and {approximation.shape}")
+    if x.size == 0:
+        raise ValueError("the arrays are empty: there is no error to measure")
+    return x - approximation
+
+
+def _ordered(x) -> np.ndarray:
+    """Integers in the order of the floats: sign and magnitude turned into one line of numbers."""
+    width = x.dtype.itemsize * 8
+    bits = x.view(f"u{x.dtype.itemsize}").astype(np.uint64)
+    magnitude = bits & np.uint64(2 ** (width - 1) - 1)
+    half = np.uint64(2 ** (width - 1))
+    return np.where(bits >> np.uint64(width - 1), half - magnitude, half + magnitude)
