@@ -93,16 +93,16 @@ def derive_nf4(offset: float = NF4_OFFSET) -> np.ndarray:
     offset : float in (1/2, 1)
         The probability that becomes the level ±1.
     """
-    if not 0.5 < offset < 1:
-        raise ValueError(f"offset must lie strictly between 0.5 and 1, got {offset}")
+    if not 0.5 < np.float32(offset) < 1:
+        raise ValueError(f"offset must lie strictly between 0.5 and 1 (in float32), got {offset}")
     quantile = NormalDist().inv_cdf
-    positive = [quantile(float(p)) for p in _linspace_float32(offset, 0.5, 9)[:-1]]
-    negative = [-quantile(float(p)) for p in _linspace_float32(offset, 0.5, 8)[:-1]]
+    positive = [quantile(float(p)) for p in linspace_float32(offset, 0.5, 9)[:-1]]
+    negative = [-quantile(float(p)) for p in linspace_float32(offset, 0.5, 8)[:-1]]
     levels = np.sort(np.array([*negative, 0.0, *positive], np.float32))
     return levels / levels.max()
 
 
-def _linspace_float32(start, stop, count) -> np.ndarray:
+def linspace_float32(start, stop, count) -> np.ndarray:
     """Even steps in float32, counted from the nearer end, as the tensor library that made the table does it."""
     start, stop, index = np.float32(start), np.float32(stop), np.arange(count, dtype=np.float32)
     spacing = (stop - start) / np.float32(count - 1)
