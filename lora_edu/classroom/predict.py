@@ -10,6 +10,7 @@ from html import escape
 
 import ipywidgets as widgets
 
+from lora_edu.plots.picture import DISPLAY_DPI
 from lora_edu.plots.predict import guess_beside_truth
 
 
@@ -75,7 +76,7 @@ class Reveal:
         guess = self.prediction.answer
         if guess is not None and self.prediction.choices is None:
             picture = guess_beside_truth(guess, self.truth, self.prediction.low, self.prediction.high, str(self))
-            self.widget.children = [self._line, widgets.Image(value=picture.png(dpi=100), format="png")]
+            self.widget.children = [self._line, widgets.Image(value=picture.png(DISPLAY_DPI), format="png")]
 
     def __str__(self):
         guess, unit = self.prediction.answer, self.prediction.unit

@@ -13,10 +13,11 @@ from lora_edu.codebooks import NF4, NF4_OFFSET
 from lora_edu.explorers.base import Explorer, choice, number_slider, slider
 from lora_edu.metrics import bits_per_weight, relative_error, snr_db
 from lora_edu.plots import nf4_error as plots
+from lora_edu.plots.picture import Picture
 
 __all__ = ["bits_in_a_byte", "block_ladder", "microscope", "photo"]
 
-BLOCK_SIZES = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, None]  # None: the whole tensor shares one scale
+BLOCK_SIZES = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 0]  # 0: the whole tensor shares one scale
 WEIGHTS = {
     "Gaussian": None,
     "query": datasets.QUERY,
@@ -39,6 +40,21 @@ def compute_bell() -> dict:
         "quantiles": quantiles,
         "heights": np.array([normal.pdf(v) for v in quantiles]),
     }
+
+
+def equal_mass_levels_wrong() -> np.ndarray:
+    """The recipe that is often printed for NF4 and is not it: no level is zero."""
+    levels = np.array([NormalDist().inv_cdf((i + 0.5) / 16) for i in range(16)])
+    return levels / levels.max()
+
+
+def levels_picture() -> Picture:
+    """NF4 under the bell, beside the wrong recipe."""
+    rows = [("NF4", NF4.levels, "nf4"), ("wrong", equal_mass_levels_wrong(), "B")]
+    sentence = (
+        "bell curve with the 16 quantiles that become NF4, and NF4's levels beside those of the equal-mass recipe"
+    )
+    return plots.levels_from_the_bell(compute_bell(), rows, sentence)
 
 
 def compute_microscope(k: float, seed: int) -> dict:
@@ -130,8 +146,8 @@ def ladder_curves() -> dict:
     return {name: [compute_ladder(name, size)["snr"] for size in BLOCK_SIZES] for name in WEIGHTS}
 
 
-def compute_ladder(name: str, block_size: int | None) -> dict:
-    """Error of one weight at one block size (None: one block for all), and its map around the largest entry."""
+def compute_ladder(name: str, block_size: int) -> dict:
+    """Error of one weight at one block size (0: one block for all), and its map around the largest entry."""
     weight = named_weights(name)
     quantized = quantize(weight, block_size or weight.size)
     restored = dequantize(quantized)
@@ -147,8 +163,8 @@ def compute_ladder(name: str, block_size: int | None) -> dict:
         "snr": -20 * float(np.log10(error)),
         "bits": bits_per_weight(quantized.block_size),
         "patch": np.abs(weight[patch] - restored[patch]) / weight.std(),
-        "patch_rows": (top, top + PATCH[0]),
-        "patch_columns": (left, left + PATCH[1]),
+        "row": int(row),
+        "row_in_patch": int(row) - top,
         "bytes": quantized.nbytes,
         "weights": weight.size,
     }
@@ -156,8 +172,9 @@ def compute_ladder(name: str, block_size: int | None) -> dict:
 
 def explain_ladder(n: dict) -> str:
     """What the layer costs."""
+    shared = n["block_size"] or n["weights"]
     return (
-        f"{n['weights']:,} weights: 4 bits of code + 32 / {n['block_size'] or n['weights']} bits of scale = {n['bits']:.4g} bits each, "
+        f"{n['weights']:,} weights: 4 bits of code + 32 / {shared} bits of scale = {n['bits']:.4g} bits each, "
         f"{n['bytes']:,} bytes in all; error {n['error']:.3f} of the weight's norm = {n['snr']:.1f} dB"
     )
 
@@ -207,8 +224,8 @@ def explain_photo(n: dict) -> str:
     """The grid that the hot pixel's block gets."""
     step = n["hot_scale"] * float(NF4.levels[8])
     return (
-        f"{n['blocks']:,} blocks; in the block of the hot pixel absmax = {n['hot_scale']:.2f}, so the first grey beside "
-        f"the middle one is {n['hot_scale']:.2f} · {NF4.levels[8]:.4f} = {step:.3f} away (black to white is 2)"
+        f"{n['blocks']:,} blocks; in the block of the hot pixel absmax = {n['hot_scale']:.2f}, so the first grey "
+        f"beside the middle one is {n['hot_scale']:.2f} · {NF4.levels[8]:.4f} = {step:.3f} away (black to white is 2)"
     )
 
 
@@ -219,3 +236,27 @@ def photo() -> Explorer:
         "hot": slider("hot pixel (× white)", [1.0, 2.0, 4.0, 8.0, 16.0], 8.0, shown=lambda v: f"{v:g}"),
     }
     return Explorer("photograph", controls, compute_photo, plots.photo, explain_photo)
+
+
+FIGURES = {
+    "nf4-levels": (
+        "Where the sixteen levels come from: quantiles of the bell curve, seven below zero and eight above, divided by "
+        "the largest. The often printed equal-mass recipe has no level at zero.",
+        levels_picture,
+    ),
+    "one-outlier": (
+        "One block of 64 weights through NF4. A single weight at 10 σ stretches the grid for the other 63: each of "
+        "them comes back as the nearest green tick, and many come back as zero.",
+        lambda: plots.microscope(compute_microscope(k=10, seed=0)),
+    ),
+    "block-size": (
+        "SNR of NF4 by block size for three real weights and a Gaussian, and where the error of the FFN matrix sits. "
+        "In blocks of 64 all four are alike; with one scale for all, one outlier ruins everything.",
+        lambda: block_ladder().picture,
+    ),
+    "picture-test": (
+        "A photograph with one hot pixel, quantized in blocks of growing size. A block is a run of the flattened "
+        "array: a dash, a row, a stripe, everything.",
+        lambda: plots.photo_states([compute_photo(size, hot=8.0) for size in (16, 256, 1024, 65536)]),
+    ),
+}

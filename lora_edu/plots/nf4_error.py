@@ -15,6 +15,8 @@ LINES = {  # name of the weights -> colour, dash, marker
     "FFN down": (COLOUR["B"], "-", "D"),
 }
 
+LABEL_SHIFT = {"Gaussian": 8, "query": -8}  # points, where two lines end together
+
 
 class SnappingBlock(Panel):
     """64 weights above, the values they come back as below, a line from each to its own; in units of sigma."""
@@ -69,23 +71,23 @@ class CodeUse(Panel):
             bar.set_height(count)
         self.note.set_text(
             f"{numbers['zeroed']} of {len(numbers['neighbours'])} became 0\n"
-            f"{numbers['codes_used']} of 16 codes in use\nSNR of the neighbours {numbers['snr']:.1f} dB"
+            f"{numbers['codes_used']} of 16 codes in use\ntheir SNR is {numbers['snr']:.1f} dB"
         )
 
 
 def microscope(numbers) -> Picture:
     """One block under the microscope, for the numbers of one outlier."""
-    return Picture((10, 3.7), "AAB", {"A": SnappingBlock, "B": CodeUse}, numbers, _describe_microscope)
+    return Picture((10, 3.9), "AAABB", {"A": SnappingBlock, "B": CodeUse}, numbers, _describe_microscope)
 
 
 def microscope_states(states) -> Picture:
     """The snapping block at several outliers: the story of the slider without the slider."""
-    titled = [(f"outlier at {numbers['k']:g}σ: {numbers['zeroed']} neighbours become 0", numbers) for numbers in states]
+    titled = [(f"{numbers['k']:g}σ: {numbers['zeroed']} of 63 become 0", numbers) for numbers in states]
 
     def describe(_):
-        return "dot plots of one block before and after NF4, " + "; ".join(title for title, _ in titled)
+        return "dot plots of one block before and after NF4; outlier at " + "; ".join(title for title, _ in titled)
 
-    return repeated(SnappingBlock, 2, titled, (10, 5.4), describe)
+    return repeated(SnappingBlock, 2, titled, (10, 5.8), describe)
 
 
 def _describe_microscope(numbers):
@@ -189,10 +191,12 @@ def _describe_packing(numbers):
     return f"diagram of a byte: codes {first} and {second} become 0x{high:02x} high-first and 0x{low:02x} low-first"
 
 
+def _short(size):
+    return "all" if not size else f"{size // 1024}K" if size >= 1024 else str(size)
+
+
 class SnrByBlockSize(Panel):
     """One line of SNR over block size for each weight; a ring walks along the chosen one."""
-
-    LABEL_SHIFT = {"Gaussian": 8, "query": -8}  # points, where two lines end together
 
     def __init__(self, ax, curves, bits):
         super().__init__(ax)
@@ -201,9 +205,9 @@ class SnrByBlockSize(Panel):
         for name, snr in curves.items():
             colour, dash, marker = LINES[name]
             ax.plot(places, snr, dash, color=colour, marker=marker, ms=4.5)
-            end, shift = (places[-1], snr[-1]), (8, self.LABEL_SHIFT.get(name, 0))
+            end, shift = (places[-1], snr[-1]), (8, LABEL_SHIFT.get(name, 0))
             ax.annotate(name, end, shift, textcoords="offset points", va="center", fontsize=9, color=colour)
-        ax.set_xticks(places, [f"{'all' if size is None else size}\n{cost:.3g}" for size, cost in bits.items()])
+        ax.set_xticks(places, [f"{_short(size)}\n{cost:.3g}" for size, cost in bits.items()])
         ax.set(xlim=(-0.4, places[-1] + 2.6), ylim=(-1, 24), ylabel="SNR of NF4 (dB)")
         ax.set_xlabel("block size, and below it what a weight costs in bits", loc="left")
         self.ring = self.moves(ax.plot([], [], "o", ms=14, mfc="none", mew=2.5))[0]
@@ -220,19 +224,21 @@ class SnrByBlockSize(Panel):
 class ErrorMap(Panel):
     """|error| of a patch of the weight, in sigma, on one fixed scale."""
 
-    def __init__(self, ax, shape):
+    def __init__(self, ax, shape, small=False):
         super().__init__(ax)
-        self.image = self.moves(
-            ax.imshow(np.zeros(shape), cmap=MAGNITUDE, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        )
-        bar = ax.figure.colorbar(self.image, ax=ax, shrink=0.9, pad=0.02)
-        bar.set_label("|error| in σ")
-        ax.set(xlabel="column", ylabel="row")
+        options = {"cmap": MAGNITUDE, "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "nearest"}
+        self.image = self.moves(ax.imshow(np.zeros(shape), **options))
+        ax.set(xticks=[], yticks=[])
+        if not small:
+            ax.figure.colorbar(self.image, ax=ax, shrink=0.9, pad=0.02).set_label("|error| in σ")
+            ax.set_xlabel(f"{shape[0]} rows x {shape[1]} columns around the largest entry")
+        box = {"boxstyle": "round", "fc": "black", "ec": "none", "alpha": 0.6}
+        self.mark = self.moves(ax.text(0.02, 0, "", transform=ax.transAxes, fontsize=9, color="white", bbox=box))
 
     def update(self, numbers):
         self.image.set_data(numbers["patch"])
-        rows, columns = numbers["patch_rows"], numbers["patch_columns"]
-        self.image.set_extent((columns[0], columns[1], rows[1], rows[0]))
+        self.mark.set_text(f"row {numbers['row']} ↓")
+        self.mark.set_y(1.04 - numbers["row_in_patch"] / len(numbers["patch"]))
 
 
 def block_ladder(numbers, curves, bits) -> Picture:
@@ -241,7 +247,7 @@ def block_ladder(numbers, curves, bits) -> Picture:
         "A": lambda ax: SnrByBlockSize(ax, curves, bits),
         "B": lambda ax: ErrorMap(ax, numbers["patch"].shape),
     }
-    return Picture((10, 4.2), "AAABB", panels, numbers, _describe_ladder)
+    return Picture((10, 4.5), "AAAAABBB", panels, numbers, _describe_ladder)
 
 
 def error_map_states(states) -> Picture:
@@ -252,13 +258,15 @@ def error_map_states(states) -> Picture:
     def describe(_):
         return f"maps of the error around the largest entry of {states[0]['name']}: " + "; ".join(t for t, _ in titled)
 
-    return repeated(lambda ax: ErrorMap(ax, states[0]["patch"].shape), 3, titled, (10, 3.2), describe)
+    return repeated(lambda ax: ErrorMap(ax, states[0]["patch"].shape, small=True), 3, titled, (10, 3.2), describe)
 
 
 def _describe_ladder(numbers):
+    size = numbers["block_size"]
     return (
         f"line chart of NF4's SNR by block size for four weights, and a map of the error: {numbers['name']} in "
-        f"{'one block' if numbers['block_size'] is None else 'blocks of %d' % numbers['block_size']} has {numbers['snr']:.1f} dB at {numbers['bits']:.3g} bits a weight"
+        f"{f'blocks of {size}' if size else 'one block'} has {numbers['snr']:.1f} dB "
+        f"at {numbers['bits']:.3g} bits a weight"
     )
 
 
@@ -343,7 +351,7 @@ class ErrorBars(Panel):
             ax.barh(y, error, color=COLOUR["nf4"], height=0.6)
             ax.text(error + 0.02, y, f"{error:.2f}", va="center")
             ax.text(-0.02, y, label, va="center", ha="right")
-        ax.set(yticks=[], xlim=(0, 1.15), xlabel="relative error (1 = as bad as answering zero)")
+        ax.set(yticks=[], xlim=(0, 1.15), xlabel="relative error")
 
     def update(self, numbers):
         pass
@@ -397,7 +405,7 @@ def what_four_bits_cost(usage, entropy, costs) -> Picture:
     """Code usage, and what a weight really costs."""
     panels = {"A": lambda ax: UsageBars(ax, usage, entropy), "B": lambda ax: CostBars(ax, costs)}
     sentence = (
-        f"bar charts: code usage runs from {min(usage):.1%} to {max(usage):.1%}, entropy {entropy:.2f} bits; a weight costs "
-        + ", ".join(f"{bits:g} bits in blocks of {size}" for size, bits in costs.items())
+        f"bar charts: code usage runs from {min(usage):.1%} to {max(usage):.1%}, entropy {entropy:.2f} bits; "
+        "a weight costs " + ", ".join(f"{bits:g} bits in blocks of {size}" for size, bits in costs.items())
     )
     return Picture((10, 3.6), "AAAB", panels, {}, lambda _: sentence)

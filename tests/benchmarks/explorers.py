@@ -1,0 +1,62 @@
+"""How long a slider change takes, kernel side: an explorer beside `interact` with a new figure, in one kernel.
+
+    python tests/benchmarks/explorers.py
+
+Both show the same picture of the same numbers. The changes alternate between the two, so that a busy machine slows both.
+"""
+
+import nbformat
+from nbclient import NotebookClient
+
+SETUP = """
+%matplotlib inline
+import itertools, statistics, time
+from IPython.display import display
+from ipywidgets import interact
+from lora_edu.explorers import nf4_error
+
+def timed(control, value):
+    start = time.perf_counter()
+    control.value = value
+    return 1000 * (time.perf_counter() - start)
+
+def values(control):
+    if hasattr(control, "options"):
+        return [value for _, value in control.options]
+    return [control.min + (control.max - control.min) * i / 20 for i in range(21)]
+
+def new_figure_each_time(explorer):
+    def show(**state):
+        picture = explorer.new_picture(explorer.compute(**state))
+        for artist in picture.moving:
+            artist.set_animated(False)
+        display(picture.figure)  # what plt.show() does under the inline backend
+    return show
+"""
+
+RUN = """
+print(f"{'explorer':16}{'interact':>10}{'explorer':>10}  (median ms)   ratio   95 % of the changes under")
+for name in nf4_error.__all__:
+    explorer = getattr(nf4_error, name)()
+    controls = getattr(nf4_error, name)().controls
+    interact(new_figure_each_time(explorer), **controls)
+    first = next(iter(explorer.controls))
+    ours, theirs = [], []
+    for value in itertools.islice(itertools.cycle(values(explorer.controls[first])), 1, 31):
+        theirs.append(timed(controls[first], value))
+        ours.append(timed(explorer.controls[first], value))
+    mine, other = statistics.median(ours), statistics.median(theirs)
+    slow = sorted(ours)[int(0.95 * len(ours))]
+    print(f"{name:16}{other:10.0f}{mine:10.0f}{'':14}{other / mine:8.1f}x{slow:10.0f} ms")
+"""
+
+
+def main():
+    """Run the comparison in a fresh kernel and print its table."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SETUP), nbformat.v4.new_code_cell(RUN)])
+    NotebookClient(notebook, timeout=600).execute()
+    print("".join(output["text"] for output in notebook.cells[1].outputs if output.output_type == "stream"))
+
+
+if __name__ == "__main__":
+    main()
