@@ -31,7 +31,11 @@ class LoraAdapter:
         """An adapter over those of `weights`, by name, that `config.target_modules` selects; no weight is copied."""
         adapter = cls(config)
         for name in filter(config.selects, weights):
-            adapter.add(name, LoraLinear(weights[name], config))
+            try:
+                layer = LoraLinear(weights[name], config)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layer {name!r}: {error}") from None
+            adapter.add(name, layer)
         if not len(adapter):
             raise ValueError(f"{_rule(config)} selects none of {', '.join(weights)}")
         return adapter
@@ -44,6 +48,11 @@ class LoraAdapter:
             raise TypeError(f"layer must be a LoraLinear or QLoraLinear, got {type(layer).__name__}")
         if name in self._layers:
             raise ValueError(f"the adapter already has a layer {name!r}; choose another name")
+        for other, present in self._layers.items():
+            if present is layer:
+                raise ValueError(
+                    f"this layer is already in the adapter as {other!r}; make a layer of its own for {name!r}"
+                )
         if not self.config.selects(name):
             raise ValueError(f"{_rule(self.config)} does not select {name!r}")
         self._layers[name] = layer
@@ -207,8 +216,10 @@ class AdapterSwitch:
     """
 
     def __init__(self, weights: Mapping[str, np.ndarray]):
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights must map names to arrays, got {type(weights).__name__}")
         if not weights:
-            raise ValueError("weights must not be empty")
+            raise ValueError("weights must not be empty; give at least one name and its array")
         self.weights = dict(weights)
         self._adapters: dict[str, LoraAdapter] = {}
         self._active: str | None = None
@@ -248,8 +259,9 @@ class AdapterSwitch:
             return self.active.forward(name, x)
         if name not in self.weights:
             raise KeyError(f"no layer {name!r}; the base has {', '.join(self.weights)}")
-        weight = self.weights[name]
-        return x @ (weight if self.active.config.fan_in_fan_out else weight.T)
+        base = LoraLinear(self.weights[name], LoraConfig(rank=1, fan_in_fan_out=self.active.config.fan_in_fan_out))
+        base.disable()
+        return base.forward(x)
 
 
 def _rule(config: LoraConfig) -> str:

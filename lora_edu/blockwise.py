@@ -63,6 +63,18 @@ class QuantizedTensor:
     codebook: Codebook
     nibble_order: str
 
+    def __post_init__(self):
+        if self.nibble_order not in LAYOUTS:
+            raise ValueError(f"nibble_order must be 'low-first' or 'high-first', got {self.nibble_order!r}")
+        for name, dtype, size in (
+            ("packed", np.uint8, -(-self.size // 2)),
+            ("absmax", np.float32, -(-self.size // self.block_size)),
+        ):
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (size,):
+                got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else repr(array)
+                raise ValueError(f"{name} must be a {dtype.__name__} array of shape ({size},), got {got}")
+
     @property
     def size(self) -> int:
         """Number of weights."""
@@ -116,7 +128,7 @@ def quantize(
     TypeError, ValueError
         For a weight that is not floating point, is empty, or holds NaN or infinity (the first position is named).
     """
-    weight, layout = _checked(weight, block_size, codebook, nibble_order)
+    weight, block_size, layout = _checked(weight, block_size, codebook, nibble_order)
     flat = weight.reshape(-1)
     packed = np.empty(-(-flat.size // 2), np.uint8)
     absmax = np.empty(-(-flat.size // block_size), np.float32)
@@ -128,7 +140,7 @@ def quantize(
             values[:] = flat[start : start + values.size]
         scales = absmax[start // block_size :][: -(-values.size // block_size)]
         if not _block_maxima(values, block_size, scales, scratch.bits):
-            raise_not_finite("weight in float32" if np.isfinite(weight).all() else "weight", _as_float32(weight))
+            _raise_not_finite(weight)
         _normalise(values, scales, block_size, layout)
         codes = _count_bounds_below(values, codebook.bounds, scratch)
         if codes.size % 2:
@@ -143,7 +155,7 @@ def quantize_spec(
     weight, block_size: int = 64, codebook: Codebook = NF4, nibble_order: str = "low-first"
 ) -> QuantizedTensor:
     """What `quantize` computes, one weight after the other: the definition that the fast form is tested against."""
-    weight, layout = _checked(weight, block_size, codebook, nibble_order)
+    weight, block_size, layout = _checked(weight, block_size, codebook, nibble_order)
     flat = weight.astype(np.float32).reshape(-1)
     codes, absmax = [], []
     for start in range(0, flat.size, block_size):
@@ -175,16 +187,17 @@ def dequantize(quantized: QuantizedTensor, out: np.ndarray | None = None) -> np.
     q = quantized
     if out is None:
         out = np.empty(q.shape, q.dtype)
-    elif out.shape != q.shape or out.dtype != q.dtype or not out.flags.c_contiguous:
-        raise ValueError(
-            f"out must be a C-contiguous {q.dtype} array of shape {q.shape}, got {out.dtype} of shape {out.shape}"
-        )
+    else:
+        _check_out(out, q.shape, q.dtype)
     return dequantize_range(q, 0, q.size, out.reshape(-1)).reshape(q.shape)
 
 
 def dequantize_range(quantized: QuantizedTensor, start: int, stop: int, out: np.ndarray) -> np.ndarray:
     r"""The weights start … stop of the flattened tensor into `out` (stop - start,): a tile, not the whole weight."""
     q = quantized
+    if not 0 <= start <= stop <= q.size:
+        raise ValueError(f"start and stop must satisfy 0 <= start <= stop <= {q.size}, got {start} and {stop}")
+    _check_out(out, (stop - start,), q.dtype)
     pairs = _level_pairs(q.codebook, q.nibble_order)
     rows = np.empty(min(CHUNK, stop - start) // 2 + 2, np.complex64)  # two float32 levels in one read
     for at in range(start, stop, CHUNK):
@@ -210,6 +223,17 @@ def dequantize_spec(quantized: QuantizedTensor) -> np.ndarray:
     return np.array(flat, np.float32).astype(q.dtype).reshape(q.shape)
 
 
+def _check_out(out, shape, dtype):
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+    if out.shape != shape or out.dtype != dtype or not (out.flags.c_contiguous and out.flags.writeable):
+        faults = [""] + ["not C-contiguous"] * (not out.flags.c_contiguous) + ["read only"] * (not out.flags.writeable)
+        raise ValueError(
+            f"out must be a C-contiguous, writeable {dtype} array of shape {shape}, "
+            f"got {out.dtype} of shape {out.shape}{', '.join(faults)}; make it with np.empty({shape}, np.{dtype})"
+        )
+
+
 class _Scratch:
     """Working memory of one chunk, allocated once."""
 
@@ -220,23 +244,27 @@ class _Scratch:
         self.above = np.empty(size, bool)
 
 
-def _checked(weight, block_size, codebook, nibble_order) -> tuple[np.ndarray, Layout]:
+def _checked(weight, block_size, codebook, nibble_order) -> tuple[np.ndarray, int, Layout]:
     weight = np.asarray(weight)
     if weight.dtype not in (np.float16, np.float32, np.float64):
         check_array("weight", weight)
     if weight.size == 0:
         raise ValueError(f"weight must not be empty, got shape {weight.shape}")
-    check_integer("block_size", block_size, minimum=1)
+    block_size = check_integer("block_size", block_size, minimum=1)
     if not isinstance(codebook, Codebook):
         raise TypeError(f"codebook must be a Codebook such as NF4, got {codebook!r}")
     if nibble_order not in LAYOUTS:
         raise ValueError(f"nibble_order must be 'low-first' or 'high-first', got {nibble_order!r}")
-    return weight, LAYOUTS[nibble_order]
+    return weight, block_size, LAYOUTS[nibble_order]
 
 
-def _as_float32(weight) -> np.ndarray:
+def _raise_not_finite(weight):
+    if not np.isfinite(weight).all():
+        raise_not_finite("weight", weight)
     with np.errstate(over="ignore"):
-        return weight.astype(np.float32)
+        first = tuple(int(i) for i in np.argwhere(np.isinf(weight.astype(np.float32)))[0])
+    place = f"[{', '.join(map(str, first))}]" if first else ""
+    raise ValueError(f"weight must fit into float32, but weight{place} = {weight[first]}; scale the weight down first")
 
 
 def _block_maxima(values, block_size, scales, bits) -> bool:

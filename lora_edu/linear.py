@@ -40,12 +40,16 @@ class LoraLayer:
             raise ValueError(f"rank must be between 1 and min(out, in) = {limit}, got {config.rank}")
         self.out_features, self.in_features, self.dtype, self.config = out_features, in_features, dtype, config
         self.compute_dtype = np.result_type(dtype, np.float32)
+        if config.scaling > float(np.finfo(self.compute_dtype).max):
+            raise ValueError(
+                f"alpha must give a scaling that fits into {self.compute_dtype}, "
+                f"got alpha {config.alpha:g} and scaling {config.scaling:g}; choose a smaller alpha"
+            )
         self.bias = None if bias is None else self._checked("bias", bias, (out_features,), dtype)
-        if seed is None:
-            seed = self.seed_base + in_features + out_features
+        seed = self.seed_base + in_features + out_features if seed is None else check_integer("seed", seed, minimum=0)
         self._lora_a = initial_lora_a(config, in_features, seed).astype(self.compute_dtype)  # (rank, in)
         self._lora_b = np.zeros((out_features, config.rank), self.compute_dtype)  # (out, rank)
-        self._dropout_rng = np.random.default_rng(check_integer("seed", seed, minimum=0))
+        self._dropout_rng = np.random.default_rng(seed)
         self.enabled, self.training, self.merged = True, False, False
 
     @property
@@ -118,6 +122,8 @@ class LoraLayer:
         x = check_array("x", x)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x must end in {self.in_features} features, got shape {x.shape}")
+        if x.dtype.itemsize > self.compute_dtype.itemsize:
+            x = self._checked("x", x, x.shape, self.compute_dtype)  # a float64 too large for float32 is refused
         rows = x.reshape(-1, self.in_features).astype(self.compute_dtype, copy=False)  # (batch, in)
         y = self._base_output(rows)  # (batch, out)
         if self.enabled and not self.merged:
@@ -234,7 +240,10 @@ class LoraLinear(LoraLayer):
         if self.merged:
             raise RuntimeError("the adapter is already merged; call unmerge() before merging again")
         merged = np.empty_like(self._base)
-        self._add_delta(self._base, +1, out=merged)
+        with np.errstate(over="ignore"):
+            self._add_delta(self._base, +1, out=merged)
+        if self.dtype == np.float16 and not np.isfinite(merged).all():
+            raise ValueError(f"the merged weight does not fit into {self.dtype}; merge over a float32 weight instead")
         self._merged_weight, self.merged = merged, True
         if not keep_base:
             self._base = None

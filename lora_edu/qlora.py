@@ -107,7 +107,7 @@ class QLoraLinear(LoraLayer):
         """The base that the codes stand for, in its stored layout and dtype."""
         return dequantize(self.quantized)
 
-    def merge(self):
+    def merge(self, keep_base: bool = True):
         """Refused: see the message."""
         raise RuntimeError(
             "a 4-bit base cannot take an update in place: rounding back to 4 bits loses it. "

@@ -3,6 +3,8 @@ r"""`SeededRng`: Marsaglia's xorshift64, so that a weight drawn here equals the 
     x ^= x << 13;   x ^= x >> 7;   x ^= x << 17        (64 bits)
     value = float32(x / (2⁶⁴ - 1) · 2 - 1)              in [-1, 1)
 
+Rounding to float32 turns the topmost values into 1 itself, about once in 2²⁶ draws.
+
 Each of the three lines is linear over the bits of x (exclusive or is addition modulo 2), so one step is a 64 × 64
 matrix of bits, n steps are its n-th power, and many stretches of the sequence can be computed side by side.
 
@@ -45,7 +47,7 @@ class SeededRng:
 
     def uniform(self, shape) -> np.ndarray:
         """The next values of the stream as a float32 array of `shape`, filled row by row."""
-        count = int(np.prod(shape))
+        count = _count(shape)
         lanes = _lane_starts(self._state, -(-count // LANE_LENGTH))  # (lanes,)
         states = np.empty((LANE_LENGTH, lanes.size), np.uint64)
         for row in states:
@@ -57,11 +59,19 @@ class SeededRng:
 
     def uniform_spec(self, shape) -> np.ndarray:
         """What `uniform` returns, one draw after the other: the definition that the fast form is tested against."""
-        values = np.empty(int(np.prod(shape)), np.float32)
+        values = np.empty(_count(shape), np.float32)
         for i in range(values.size):
             self._state = step(self._state)
             values[i] = to_unit(self._state)
         return values.reshape(shape)
+
+
+def _count(shape) -> int:
+    """How many values an array of `shape` holds; a shape that no array can have is refused."""
+    sizes = np.array(shape)
+    if (sizes.size and sizes.dtype.kind not in "iu") or (sizes < 0).any():
+        raise ValueError(f"shape must be non-negative integers, got {shape!r}")
+    return int(np.prod(sizes, dtype=np.int64))
 
 
 def _lane_starts(state, count: int) -> np.ndarray:

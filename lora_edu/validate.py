@@ -19,9 +19,13 @@ def check_real(name: str, value) -> float:
     """`value` as a float, or an error: bool, text, NaN and infinity are refused."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must fit into a float, got {value}") from None
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    return number
 
 
 def check_array(name: str, value, dtypes: tuple = (np.float16, np.float32, np.float64)) -> np.ndarray:
