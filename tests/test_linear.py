@@ -429,7 +429,7 @@ def test_the_rank_may_be_as_large_as_the_smaller_side_and_no_larger():
 
 def test_a_merge_that_would_overflow_float16_is_refused_and_changes_nothing():
     layer = LoraLinear(np.full((4, 4), 60000, np.float16), rank=1, alpha=1)
-    layer.lora_a, layer.lora_b = np.ones((1, 4)), np.full((4, 1), 9000)
+    layer.lora_a, layer.lora_b = np.ones((1, 4)), np.full((4, 1), 9000.0)
     with pytest.raises(ValueError, match="does not fit into float16; merge over a float32 weight"):
         layer.merge()
     assert not layer.merged
