@@ -4,15 +4,14 @@ The drawing is done by the same functions that the notebooks call; a chapter nam
 """
 
 import importlib
-import pkgutil
 from collections.abc import Callable
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
-from lora_edu import explorers
 from lora_edu.series import write_atomically
 
+CHAPTERS = ("start", "rank", "scaling", "merge", "nf4_error")
 INDEX = "README.md"
 
 
@@ -24,13 +23,12 @@ def figure_folder() -> Path:
 def published() -> dict[str, tuple[str, Callable]]:
     r"""Stem of the file -> (caption, function that returns the `Picture`), chapter by chapter."""
     found = {}
-    for module in pkgutil.iter_modules(explorers.__path__):
-        chapter = importlib.import_module(f"{explorers.__name__}.{module.name}")
-        for stem, figure in getattr(chapter, "FIGURES", {}).items():
+    for chapter in CHAPTERS:
+        for stem, figure in importlib.import_module(f"lora_edu.explorers.{chapter}").FIGURES.items():
             if stem in found:
                 raise ValueError(f"two chapters publish a figure called {stem!r}; rename one")
             found[stem] = figure
-    return dict(sorted(found.items()))
+    return found
 
 
 def draw() -> dict[str, bytes]:
@@ -56,14 +54,14 @@ def draw() -> dict[str, bytes]:
 def regenerate(folder: Path, check: bool = False, say: Callable[[str], None] = print) -> list[str]:
     r"""Draw every figure into `folder`, or with `check` compare: the files that differed or are left over.
 
-    Bytes are compared under the matplotlib version that the index records; under another one, only which figures
-    there are and what is said of them.
+    Bytes are compared under the versions that the index records; under others, only which figures there are and what
+    is said of them.
     """
     drawn = draw()
     stored = {path.name: path.read_bytes() for path in folder.glob("*") if path.suffix in (".svg", ".png", ".md")}
     same_version = _recorded().encode() in stored.get(INDEX, b"")
     if check and not same_version:
-        say(f"bytes not compared: the figures were drawn by another version than {_recorded()}")
+        say(f"bytes not compared: the stored figures were not {_recorded()}")
         drawn[INDEX] = _without_version(drawn[INDEX])
         stored[INDEX] = _without_version(stored.get(INDEX, b""))
     differing = [
@@ -83,7 +81,7 @@ def regenerate(folder: Path, check: bool = False, say: Callable[[str], None] = p
 
 
 def _recorded() -> str:
-    return f"drawn by matplotlib {version('matplotlib')}"
+    return f"drawn by matplotlib {version('matplotlib')} and Pillow {version('pillow')}"
 
 
 def _without_version(index: bytes) -> bytes:

@@ -38,9 +38,10 @@ def test_a_chapter_has_three_exercises_each_with_hint_solution_difficulty_and_mi
     assert len(re.findall(r"difficulty \d of 3, \d+ minutes", text)) == 3
 
 
-@pytest.mark.parametrize(
-    ("path", "name"), [(path, name) for path in CHAPTERS for name in exercises(path)], ids=lambda v: getattr(v, "stem", v)
-)
+EXERCISES = [(path, name) for path in CHAPTERS for name in exercises(path)]
+
+
+@pytest.mark.parametrize(("path", "name"), EXERCISES, ids=lambda value: getattr(value, "stem", value))
 def test_the_printed_solution_is_right(path, name):
     names = {}
     exec(sources(path, "code")[0], names)  # the chapter's imports

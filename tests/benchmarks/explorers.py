@@ -2,7 +2,8 @@
 
     python tests/benchmarks/explorers.py
 
-Both show the same picture of the same numbers. The changes alternate between the two, so that a busy machine slows both.
+Both show the same picture of the same numbers. The changes alternate between the two, so that a busy machine slows
+both.
 """
 
 import nbformat

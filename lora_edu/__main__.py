@@ -1,0 +1,7 @@
+r"""`python -m lora_edu` is `lora-edu`."""
+
+import sys
+
+from lora_edu.cli import main
+
+sys.exit(main())

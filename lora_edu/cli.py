@@ -1,0 +1,148 @@
+r"""The command `lora-edu`: open the series, check the environment, regenerate notebooks and figures.
+
+A command is a function that adds its arguments to a parser and returns the function to run; `COMMANDS` lists them.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lora_edu import environment, series
+
+__all__ = ["main"]
+
+FIRST_NOTEBOOK = "00_start_here.ipynb"
+COPY_FOLDER = "lora_edu_notebooks"
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    r"""Run one command and return its exit status: 0 fine, 1 something was found, 2 it could not run."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    extra: list[str] = []
+    if "--" in arguments:
+        split = arguments.index("--")
+        arguments, extra = arguments[:split], arguments[split + 1 :]
+    parser = argparse.ArgumentParser(prog="lora-edu", description="LoRA, QLoRA and NF4 in notebooks that answer back.")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (purpose, configure) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=purpose, description=purpose)
+        subparser.set_defaults(run=configure(subparser), command=name)
+    options = parser.parse_args(arguments)
+    if extra and options.command != "lab":
+        parser.error(f"only `lab` passes arguments on; {options.command} got {' '.join(extra)}")
+    options.extra = extra
+    try:
+        return options.run(options)
+    except (OSError, ModuleNotFoundError) as error:
+        print(f"lora-edu: {error}", file=sys.stderr)
+        return 2
+
+
+def _lab(parser: argparse.ArgumentParser) -> Run:
+    parser.usage = "lora-edu lab [-h] [--no-browser] [FOLDER] [-- JUPYTERLAB ARGUMENTS]"
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help=f"copy to and open (./{COPY_FOLDER})")
+    parser.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
+
+    def run(options: argparse.Namespace) -> int:
+        try:
+            from jupyterlab.labapp import LabApp
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "jupyterlab":
+                raise
+            print(
+                'lora-edu: JupyterLab is missing; remedy: python -m pip install "lora-edu[notebooks]"', file=sys.stderr
+            )
+            return 2
+        folder = _series_for_reading(options.folder)
+        os.environ.update(_lab_environment(os.environ))
+        LabApp.launch_instance(_lab_arguments(folder, options.no_browser, options.extra))
+        return 0
+
+    return run
+
+
+def _series_for_reading(folder: Path | None) -> Path:
+    r"""The folder to open: the checkout's own, or a copy that the reader may change."""
+    if folder is None and series.in_checkout():
+        return series.notebook_folder()
+    folder = folder or Path(COPY_FOLDER)
+    copied = series.copy_notebooks(folder)
+    print(f"{folder}: {len(copied.written)} files copied, {len(copied.kept)} already there and left alone")
+    return folder
+
+
+def _lab_arguments(folder: Path, no_browser: bool, extra: Sequence[str]) -> list[str]:
+    folder = folder.resolve()
+    arguments = [str(folder / FIRST_NOTEBOOK), f"--ServerApp.root_dir={folder}"]
+    if no_browser:
+        arguments.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--allow-root")
+    return [*arguments, *extra]
+
+
+def _lab_environment(environ) -> dict[str, str]:
+    r"""Variables for the server: our defaults (no question about news) come after the reader's own configuration."""
+    ours = str(Path(__file__).resolve().parent / "jupyter_config")
+    theirs = environ.get("JUPYTER_CONFIG_PATH")
+    return {
+        "JUPYTER_CONFIG_PATH": f"{theirs}{os.pathsep}{ours}" if theirs else ours,
+        # One BLAS thread, as in the stored notebooks, so that the same numbers are printed.
+        "OPENBLAS_NUM_THREADS": environ.get("OPENBLAS_NUM_THREADS", "1"),
+    }
+
+
+def _check(parser: argparse.ArgumentParser) -> Run:
+    def run(options: argparse.Namespace) -> int:
+        report = environment.check_environment()
+        print(f"{sys.executable}\n{report}\n{report.summary()}")
+        return 0 if report.ready else 1
+
+    return run
+
+
+def _notebooks(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks to run (all)")
+    parser.add_argument("--check", action="store_true", help="compare with what is stored, write nothing")
+    parser.add_argument("--folder", type=Path, help="where they are (the series itself)")
+
+    def run(options: argparse.Namespace) -> int:
+        from nbclient.exceptions import CellExecutionError
+
+        folder = options.folder or series.notebook_folder()
+        try:
+            differing = series.regenerate(folder, check=options.check, names=options.names)
+        except CellExecutionError as error:
+            print(f"lora-edu: a cell failed, nothing was written for it\n{error}", file=sys.stderr)
+            return 1
+        return 1 if options.check and differing else 0
+
+    return run
+
+
+def _figures(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("--check", action="store_true", help="compare with what is stored, write nothing")
+    parser.add_argument("--folder", type=Path, help="where they are (figures/ of the checkout)")
+
+    def run(options: argparse.Namespace) -> int:
+        from lora_edu import figures
+
+        folder = options.folder or figures.figure_folder()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}; name one with --folder")
+        differing = figures.regenerate(folder, check=options.check)
+        return 1 if options.check and differing else 0
+
+    return run
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Run]]] = {
+    "lab": ("open the series in JupyterLab", _lab),
+    "check": ("say whether this environment is ready for the notebooks", _check),
+    "notebooks": ("execute the notebooks and store, or check, their outputs", _notebooks),
+    "figures": ("draw the published figures and their index, or check them", _figures),
+}
