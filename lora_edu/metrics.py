@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from lora_edu.validate import check_integer, raise_not_finite
+
 
 def max_error(x, approximation) -> float:
     """Largest |x - x̂|."""
@@ -31,10 +33,11 @@ def relative_error(x, approximation) -> float:
 
     Raises ValueError if x is all zero, where the ratio has no meaning.
     """
+    difference = _difference(x, approximation)
     norm = np.linalg.norm(np.asarray(x, np.float64))
     if norm == 0:
-        raise ValueError("relative error is undefined where x is all zero; use rms_error")
-    return float(np.linalg.norm(_difference(x, approximation)) / norm)
+        raise ValueError("x must not be all zero: the relative error is undefined there; use rms_error")
+    return float(np.linalg.norm(difference) / norm)
 
 
 def snr_db(x, approximation) -> float:
@@ -45,13 +48,11 @@ def snr_db(x, approximation) -> float:
 
 def bits_per_weight(block_size: int, code_bits: float = 4, scale_bits: float = 32) -> float:
     r"""What a weight really costs: code_bits + scale_bits / block_size, e.g. 4 + 32/64 = 4.5."""
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}")
-    return code_bits + scale_bits / block_size
+    return code_bits + scale_bits / check_integer("block_size", block_size, minimum=1)
 
 
 def ulp_distance(x, y) -> np.ndarray:
-    r"""How many representable numbers lie between x and y, elementwise: 0 means equal (+0 and -0 count as equal).
+    r"""How many steps of one representable number lead from x to y, elementwise: 0 means equal, and +0 equals -0.
 
     Parameters
     ----------
@@ -64,8 +65,9 @@ def ulp_distance(x, y) -> np.ndarray:
     x, y = np.asarray(x), np.asarray(y)
     if x.dtype != y.dtype or x.dtype not in (np.float16, np.float32, np.float64):
         raise TypeError(f"x and y must share float16, float32 or float64, got {x.dtype} and {y.dtype}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("x and y must be finite: there is no distance to NaN or infinity")
+    for name, array in (("x", x), ("y", y)):
+        if not np.isfinite(array).all():
+            raise_not_finite(name, array)
     a, b = _ordered(x), _ordered(y)
     return np.maximum(a, b) - np.minimum(a, b)
 
@@ -75,9 +77,9 @@ def effective_rank(matrix) -> float:
 
     Source: Roy & Vetterli 2007, *The effective rank*.
     """
-    singular = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    singular = np.linalg.svd(_finite_matrix(matrix), compute_uv=False)
     if singular[0] == 0:
-        raise ValueError("the effective rank of a zero matrix is undefined")
+        raise ValueError("matrix must not be all zero: its effective rank is undefined")
     share = singular[singular > 0] / singular.sum()
     return float(np.exp(-np.sum(share * np.log(share))))
 
@@ -93,8 +95,8 @@ def truncate_svd(matrix, rank: int) -> tuple[np.ndarray, float]:
     -------
     (out, in) float64, and the Frobenius norm of what is left
     """
-    matrix = np.asarray(matrix, np.float64)
-    if not 0 <= rank <= min(matrix.shape):
+    matrix = _finite_matrix(matrix)
+    if check_integer("rank", rank, minimum=0) > min(matrix.shape):
         raise ValueError(f"rank must be between 0 and min(out, in) = {min(matrix.shape)}, got {rank}")
     u, singular, vt = np.linalg.svd(matrix, full_matrices=False)
     return (u[:, :rank] * singular[:rank]) @ vt[:rank], float(np.linalg.norm(singular[rank:]))
@@ -106,7 +108,19 @@ def _difference(x, approximation) -> np.ndarray:
         raise ValueError(f"the two arrays must have one shape, got {x.shape} and {approximation.shape}")
     if x.size == 0:
         raise ValueError("the arrays are empty: there is no error to measure")
+    for name, array in (("x", x), ("approximation", approximation)):
+        if not np.isfinite(array).all():
+            raise_not_finite(name, array)
     return x - approximation
+
+
+def _finite_matrix(matrix) -> np.ndarray:
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ValueError(f"matrix must have two axes and not be empty, got shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise_not_finite("matrix", matrix)
+    return matrix
 
 
 def _ordered(x) -> np.ndarray:

@@ -86,7 +86,7 @@ class Exercise:
             return f"expected shape {wanted.shape}, got {given.shape}"
         with np.errstate(invalid="ignore"):
             off = np.abs(numbers - wanted.astype(np.float64))
-        off[np.isnan(off)] = np.inf
+        off = np.where(np.isnan(off), np.inf, off)  # a single number works too
         allowed = self.tolerance * float(np.max(np.abs(wanted), initial=0))
         if off.max(initial=0) <= allowed:
             return ""
