@@ -1,5 +1,17 @@
 """The exercises by name: `check.nf4_codes(your_function)`."""
 
+from lora_edu.classroom.check.merge import comes_back, merged_weight, share_kept
 from lora_edu.classroom.check.nf4_error import nf4_codes, nf4_levels, pack_high_first
+from lora_edu.classroom.check.rank import delta_weight, directions_used, trainable_count
 
-__all__ = ["nf4_codes", "nf4_levels", "pack_high_first"]
+__all__ = [
+    "comes_back",
+    "delta_weight",
+    "directions_used",
+    "merged_weight",
+    "nf4_codes",
+    "nf4_levels",
+    "pack_high_first",
+    "share_kept",
+    "trainable_count",
+]
