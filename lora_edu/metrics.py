@@ -102,6 +102,41 @@ def truncate_svd(matrix, rank: int) -> tuple[np.ndarray, float]:
     return (u[:, :rank] * singular[:rank]) @ vt[:rank], float(np.linalg.norm(singular[rank:]))
 
 
+def subspace_similarity(a, b) -> np.ndarray:
+    r"""How far the leading input directions of two matrices agree, for every number of directions of each.
+
+        φ(i, j) = ‖Vᵢᵀ Vⱼ‖² / min(i, j)        Vᵢ (in, i) leading right singular vectors of a, Vⱼ (in, j) of b
+
+    1 where the smaller subspace lies in the larger, 0 where they are orthogonal; two random subspaces of `in`
+    dimensions have max(i, j) / in on average.
+
+    Parameters
+    ----------
+    a, b : (rows, in), for instance the A of two adapters, or two ΔW; not all zero
+
+    Returns
+    -------
+    (rank of a, rank of b) float64; entry [i - 1, j - 1] is φ(i, j)
+
+    Source: Hu et al. 2021, *LoRA*, section 7.2, equation 4. Directions without a singular value are left out.
+    """
+    a, b = _finite_matrix(a), _finite_matrix(b)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must have one number of columns, got shapes {a.shape} and {b.shape}")
+    cosines = _input_directions(a) @ _input_directions(b).T  # (rank of a, rank of b)
+    shared = np.cumsum(np.cumsum(cosines**2, axis=0), axis=1)  # ‖Vᵢᵀ Vⱼ‖² for all i and j at once
+    i, j = np.ogrid[1 : shared.shape[0] + 1, 1 : shared.shape[1] + 1]
+    return shared / np.minimum(i, j)
+
+
+def _input_directions(matrix) -> np.ndarray:
+    """Right singular vectors (rank, in) whose singular value is not zero but for rounding."""
+    _, singular, vt = np.linalg.svd(matrix, full_matrices=False)
+    if singular[0] == 0:
+        raise ValueError("a matrix must not be all zero: it has no directions to compare")
+    return vt[singular > singular[0] * max(matrix.shape) * np.finfo(np.float64).eps]
+
+
 def _difference(x, approximation) -> np.ndarray:
     x, approximation = np.asarray(x, np.float64), np.asarray(approximation, np.float64)
     if x.shape != approximation.shape:
