@@ -3,8 +3,12 @@
 from lora_edu.classroom.check.merge import comes_back, merged_weight, share_kept
 from lora_edu.classroom.check.nf4_error import nf4_codes, nf4_levels, pack_high_first
 from lora_edu.classroom.check.rank import delta_weight, directions_used, trainable_count
+from lora_edu.classroom.check.scaling import adam_first_step, gradient_b, scaling_factor
 
 __all__ = [
+    "adam_first_step",
+    "gradient_b",
+    "scaling_factor",
     "comes_back",
     "delta_weight",
     "directions_used",
