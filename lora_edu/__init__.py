@@ -26,6 +26,7 @@ from lora_edu.metrics import (
     relative_error,
     rms_error,
     snr_db,
+    subspace_similarity,
     truncate_svd,
     ulp_distance,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "relative_error",
     "rms_error",
     "snr_db",
+    "subspace_similarity",
     "truncate_svd",
     "ulp_distance",
 ]

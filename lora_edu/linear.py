@@ -22,7 +22,7 @@ from lora_edu.config import LoraConfig
 from lora_edu.rng import SeededRng
 from lora_edu.validate import check_array, check_integer
 
-MERGE_ROWS = 256  # rows merged at a time, so that the update is never held whole
+MERGE_WEIGHTS = 2**18  # weights merged at a time: the scratch memory does not grow with the layer
 
 
 class LoraLayer:
@@ -263,10 +263,12 @@ class LoraLinear(LoraLayer):
     def _add_delta(self, weight, sign, out) -> np.ndarray:
         # out = weight ± (scaling · B) A, a few rows at a time
         factor = self.compute_dtype.type(sign * self.scaling)
-        for start in range(0, self.out_features, MERGE_ROWS):
-            rows = slice(start, start + MERGE_ROWS)
-            delta = (self._lora_b[rows] @ self._lora_a) * factor  # (rows, rank) @ (rank, in) -> (rows, in)
-            out[rows] = weight[rows] + delta
+        height = max(1, MERGE_WEIGHTS // self.in_features)
+        for start in range(0, self.out_features, height):
+            rows = slice(start, start + height)
+            delta = self._lora_b[rows] @ self._lora_a  # (rows, rank) @ (rank, in) -> (rows, in)
+            delta *= factor
+            np.add(weight[rows], delta, out=out[rows], casting="same_kind")
         return out
 
     def _base_output(self, x) -> np.ndarray:

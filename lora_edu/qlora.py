@@ -14,7 +14,7 @@ from lora_edu.codebooks import NF4, Codebook
 from lora_edu.config import LoraConfig
 from lora_edu.linear import LoraLayer, check_matrix, config_from
 
-TILE_ROWS = 256
+TILE_WEIGHTS = 2**19  # weights dequantized at a time: the scratch memory does not grow with the layer
 
 
 class QLoraLinear(LoraLayer):
@@ -118,10 +118,11 @@ class QLoraLinear(LoraLayer):
         q = self.quantized
         rows, columns = q.shape
         y = np.zeros((x.shape[0], self.out_features), self.compute_dtype)
-        tile = np.empty((TILE_ROWS, columns), q.dtype)
-        for start in range(0, rows, TILE_ROWS):
-            stop = min(start + TILE_ROWS, rows)
-            flat = tile.reshape(-1)[: (stop - start) * columns]
+        height = max(1, TILE_WEIGHTS // columns)
+        tile = np.empty(min(height, rows) * columns, q.dtype)
+        for start in range(0, rows, height):
+            stop = min(start + height, rows)
+            flat = tile[: (stop - start) * columns]
             dequantize_range(q, start * columns, stop * columns, flat)
             weight = flat.reshape(-1, columns).astype(self.compute_dtype, copy=False)
             if self.config.fan_in_fan_out:  # the tile holds inputs start … stop

@@ -44,8 +44,9 @@ def test_forward_is_that_of_a_float_layer_over_the_dequantized_weight(
 
 
 @pytest.mark.parametrize("fan_in_fan_out", [False, True])
-def test_weights_longer_than_a_tile_are_computed_whole(fan_in_fan_out):
-    rows = 2 * qlora.TILE_ROWS + 3
+def test_weights_longer_than_a_tile_are_computed_whole(fan_in_fan_out, monkeypatch):
+    monkeypatch.setattr(qlora, "TILE_WEIGHTS", 9 * 32)  # 32 rows at a time
+    rows = 2 * 32 + 3
     out, in_ = (9, rows) if fan_in_fan_out else (rows, 9)
     four, full, _ = pair(out, in_, fan_in_fan_out=fan_in_fan_out, block_size=50)
     x = np.random.default_rng(1).normal(size=(4, in_)).astype(np.float32)
