@@ -5,7 +5,7 @@ import pytest
 
 from lora_edu import LoraConfig, LoraLinear
 from lora_edu.explorers import scaling as explore
-from lora_edu.training import SGD, lora_gradients
+from lora_edu.training import SGD, Adam, lora_gradients
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,46 @@ def test_a_zero_b_leaves_the_output_as_it_was_bit_for_bit():
 
 @pytest.mark.parametrize(("optimizer", "level", "spread"), [("Adam", "α / r", "α / √r"), ("SGD", "α / √r", "α / r")])
 def test_the_curves_of_three_ranks_agree_under_the_rule_made_for_the_optimizer(optimizer, level, spread):
-    def range_after_ten(rule):
-        losses = [explore.train(rank, 8, rule, optimizer)["losses"][10] for rank in explore.COMPARED]
-        return max(losses) - min(losses)
+    def ratio_of_falls(rule):
+        falls = [1 - explore.train(rank, 8, rule, optimizer)["losses"][10] for rank in explore.COMPARED]
+        return max(falls) / min(falls)
 
-    assert range_after_ten(level) < 0.025
-    assert range_after_ten(spread) > 1.2 * range_after_ten(level)
+    assert ratio_of_falls(level) < 1.15
+    assert ratio_of_falls(spread) > 2
+
+
+def test_with_the_learning_rate_tuned_for_each_rank_the_two_rules_end_alike(monkeypatch):
+    def best(rank, rule):
+        found = []
+        for lr in (0.02, 0.04, 0.08, 0.16):
+            monkeypatch.setitem(explore.OPTIMIZERS, "Adam", lambda lr=lr: Adam(lr))
+            found.append(explore.train.__wrapped__(rank, 8, rule, "Adam")["losses"][-1])
+        return min(found)
+
+    for rank in explore.COMPARED:
+        untuned = [explore.train(rank, 8, rule, "Adam")["losses"][10] for rule in ("α / r", "α / √r")]
+        gap = abs(best(rank, "α / r") - best(rank, "α / √r"))
+        assert gap < 0.01 < 0.1 < untuned[0] - untuned[1]
+
+
+def test_a_run_that_diverges_says_so_instead_of_showing_a_gradient_it_never_had():
+    picture = explore.first_steps().new_picture(explore.compute_first_steps(64, 64, "α alone", "SGD"))
+    texts = [text.get_text() for row in picture.panels["B"].texts for text in row]
+    assert texts[0] == "exactly 0" and texts[1:3] == ["diverged", "diverged"] == texts[4:]
+    assert "diverges" in picture.alt
+
+
+@pytest.mark.parametrize(("rank", "gaussian"), [(8, 18), (64, 0.28)])
+def test_a_wider_a_makes_the_first_sgd_step_longer_by_the_square(rank, gaussian):
+    problem = explore.repair_problem()
+    full = problem["upstream"].T @ problem["x"]
+
+    def length(init):  # of ΔW / (-lr s²) = G AᵀA, averaged over draws
+        layers = [LoraLinear(problem["base"], LoraConfig(rank=rank, init=init), seed=1000 + k) for k in range(8)]
+        return np.mean([np.linalg.norm(full @ layer.lora_a.T @ layer.lora_a) for layer in layers])
+
+    assert length("reference") / length("kaiming") == pytest.approx(2, rel=0.05)
+    assert length("gaussian") / length("kaiming") == pytest.approx(gaussian, rel=0.05)  # (1/r)² · 3 in
 
 
 def test_an_adapter_run_with_another_scaling_is_worse_than_none():

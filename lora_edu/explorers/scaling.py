@@ -187,7 +187,7 @@ def compute_first_steps(rank: int, alpha: float, rule: str, optimizer: str) -> d
 def explain_first_steps(n: dict) -> str:
     """The first step of one layer."""
     lr = OPTIMIZERS[n["optimizer"]]().lr
-    division = {"α / r": f"{n['alpha']} / {n['rank']}", "α / √r": f"{n['alpha']} / √{n['rank']}", "α alone": n["alpha"]}
+    division = {"α / r": f"{n['alpha']} / {n['rank']}", "α / √r": f"{n['alpha']} / √{n['rank']}", "α alone": "α"}
     moved = (
         f"‖B‖ becomes {lr} · {n['d_b_at_0']:.3g} = {lr * n['d_b_at_0']:.3g}"
         if n["optimizer"] == "SGD"

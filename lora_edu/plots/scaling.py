@@ -125,7 +125,7 @@ class LossCurves(Panel):
         for rank, losses in numbers["compared"].items():
             self.lines[rank].set_data(range(len(losses)), losses)
             ends[rank] = losses[-1]
-        for (rank, end), y in zip(ends.items(), _apart(list(ends.values()), 0.085), strict=True):
+        for (rank, end), y in zip(ends.items(), _apart(list(ends.values()), 0.1), strict=True):
             self.labels[rank].set_y(y)
             self.labels[rank].set_text(f"r = {rank}" if end <= 1.1 else f"r = {rank} ↑")
         if self.chosen:
@@ -168,11 +168,13 @@ class GradientBars(Panel):
     def update(self, numbers):
         for which, (bars, texts) in enumerate(zip(self.bars, self.texts, strict=True)):
             for step, (bar, text) in enumerate(zip(bars, texts, strict=True)):
-                size = numbers["norms"][step, which] if step < len(numbers["norms"]) else np.inf
-                top = float(np.clip(size, self.LOW, self.HIGH / 3))
+                reached = step < len(numbers["norms"])  # a run that diverged is not followed further
+                size = numbers["norms"][step, which] if reached else 0
+                top = float(np.clip(size, self.LOW, self.HIGH / 10))
                 bar.set_height(top)
-                text.set_text("exactly 0" if size == 0 else f"{size:.2g}" if np.isfinite(size) else "∞")
-                text.set(y=top * 1.25, rotation=90 if size == 0 else 0)
+                number = f"{size:.2g}" if size < 99.5 else f"{size:.0f}"
+                text.set_text(number if size > 0 else "exactly 0" if reached else "diverged")
+                text.set(y=top * 1.25, rotation=0 if size > 0 else 90)
 
 
 class Strip(Panel):
@@ -243,11 +245,15 @@ def starts(states) -> Picture:
     return repeated(GradientBars, 3, states, (10, 3.3), describe)
 
 
+def _short(loss) -> str:
+    return f"{loss:.2f}" if loss < 10 else f"{float(f'{loss:.2g}'):,.0f}"
+
+
 def loaded(numbers) -> Picture:
     """The same adapter run with several scalings, beside what is wanted."""
-    titles = ["wanted", *(f"{name}\nloss {numbers['losses'][name]:.2g}" for name in numbers["shown"])]
+    titles = ["wanted", *(f"{name}\nloss {_short(numbers['losses'][name])}" for name in numbers["shown"])]
     shown = {"strip": [numbers["wanted"], *numbers["shown"].values()]}
-    found = "; ".join(f"{name} {loss:.2g}" for name, loss in numbers["losses"].items())
+    found = "; ".join(f"{name} {_short(loss)}" for name, loss in numbers["losses"].items())
     sentence = f"pictures of digits from one trained adapter under several scalings, loss: {found}"
     return Picture((10, 4.4), "A", {"A": lambda ax: Strip(ax, titles)}, shown, lambda _: sentence)
 
