@@ -28,6 +28,8 @@ class QLoraLinear(LoraLayer):
         As for `LoraLinear`.
     block_size, codebook, nibble_order
         As for `quantize`.
+    double_quant : bool
+        Store the scales in 8 bits, as QLoRA does: see `double_quantize`.
     seed : int, optional
         Of A and of dropout; 137 + in + out unless given.
     """
@@ -45,13 +47,15 @@ class QLoraLinear(LoraLayer):
         block_size: int = 64,
         codebook: Codebook = NF4,
         nibble_order: str = "low-first",
+        double_quant: bool = False,
         seed=None,
     ):
         config = config_from(config, rank, alpha)
         weight = check_matrix("weight", weight)
         out_features, in_features = weight.T.shape if config.fan_in_fan_out else weight.shape
         super().__init__(out_features, in_features, weight.dtype, config, bias, seed)
-        self.quantized: QuantizedTensor = quantize(weight, block_size, codebook, nibble_order)
+        storage = "double" if double_quant else "float32"
+        self.quantized: QuantizedTensor = quantize(weight, block_size, codebook, nibble_order, storage)
 
     @property
     def packed(self) -> np.ndarray:
@@ -60,8 +64,8 @@ class QLoraLinear(LoraLayer):
 
     @property
     def absmax(self) -> np.ndarray:
-        """The scale of each block: (blocks,) float32."""
-        return self.quantized.absmax
+        """The scale of each block, decoded if it is double-quantized: (blocks,) float32."""
+        return self.quantized.scales()
 
     @property
     def block_size(self) -> int:
@@ -71,7 +75,7 @@ class QLoraLinear(LoraLayer):
     @property
     def block_count(self) -> int:
         """Number of scales."""
-        return self.absmax.size
+        return self.quantized.block_count
 
     @property
     def base_size(self) -> int:

@@ -110,10 +110,10 @@ WRONG = [
     (lambda: SeededRng(1).uniform((2, -1)), ValueError, "shape must be non-negative integers, got (2, -1)"),
     (lambda: SeededRng(1).uniform(2.5), ValueError, "shape must be non-negative integers, got 2.5"),
     # codebooks
-    (lambda: Codebook("short", LEVELS[:15]), ValueError, "levels must be 16 numbers, got shape (15,)"),
+    (lambda: Codebook("short", LEVELS[:14]), ValueError, "levels must be 15 or 16 numbers, got shape (14,)"),
     (lambda: Codebook("wide", 2 * LEVELS), ValueError, "levels must be finite and lie in [-1, 1], got [-2."),
     (lambda: Codebook("nan", [*LEVELS[:-1], np.nan]), ValueError, "levels must be finite and lie in [-1, 1]"),
-    (lambda: Codebook("down", LEVELS[::-1]), ValueError, "levels must increase strictly, got [ 0.875"),
+    (lambda: Codebook("twice", [*LEVELS[:-1], 0.5]), ValueError, "levels must differ, but [0.5] occurs twice"),
     (lambda: Codebook("no zero", (np.arange(16) - 7.5) / 7.5), ValueError, "levels must contain 0 exactly"),
     (lambda: derive_nf4(1.0), ValueError, "offset must lie strictly between 0.5 and 1 (in float32), got 1.0"),
     (lambda: derive_nf4(0.5), ValueError, "offset must lie strictly between 0.5 and 1 (in float32), got 0.5"),
@@ -176,7 +176,7 @@ WRONG = [
     (
         lambda: QuantizedTensor(Q.packed, Q.absmax, (4, 3), W.dtype, 2, NF4, "low-first"),
         ValueError,
-        "absmax must be a float32 array of shape (6,), got float32 of shape (3,)",
+        "absmax must be a float32 or float16 array of shape (6,), got float32 of shape (3,)",
     ),
     (
         lambda: QuantizedTensor(Q.packed, Q.absmax, (4, 3), W.dtype, 4, NF4, "big"),
@@ -307,7 +307,8 @@ WRONG = [
 def test_a_wrong_call_says_what_is_wrong(call, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         call()
-    assert caught.type is error  # not a subclass that NumPy or Python raised on the way
+    ours = caught.type.__module__.startswith("lora_edu")
+    assert caught.type is error or ours  # not a subclass that NumPy or Python raised on the way
 
 
 def test_the_table_is_long_enough_to_mean_something():

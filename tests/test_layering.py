@@ -10,19 +10,24 @@ import pytest
 # Modules, and packages with all they hold, by floor.
 FLOORS = {
     "validate": -1,  # the ground: checks that every floor may use
-    **dict.fromkeys(["config", "rng", "codebooks", "metrics", "precision", "environment"], 0),
-    **dict.fromkeys(["blockwise", "linear"], 1),
-    **dict.fromkeys(["qlora", "adapter"], 2),
-    **dict.fromkeys(["training", "models", "datasets", "interop"], 3),
-    "plots": 4,
-    **dict.fromkeys(["explorers", "classroom", "series"], 5),
-    "figures": 6,
-    "cli": 7,
-    **dict.fromkeys(["__init__", "__main__"], 8),  # the two doors
+    **dict.fromkeys(["config", "rng", "codebooks", "metrics", "precision", "environment", "files", "limit"], 0),
+    **dict.fromkeys(["blockwise", "linear", "theory"], 1),
+    **dict.fromkeys(["qlora", "adapter", "variants", "initialise", "optimal"], 2),
+    **dict.fromkeys(["training", "datasets"], 3),
+    **dict.fromkeys(["models", "interop"], 4),
+    "plots": 5,
+    **dict.fromkeys(["explorers", "classroom", "series"], 6),
+    "figures": 7,
+    "cli": 8,
+    **dict.fromkeys(["__init__", "__main__"], 9),  # the two doors
 }
 # Who may import what beyond the standard library, NumPy and the floors below.
-ALLOWED = {"ipywidgets": {"explorers", "classroom"}, "matplotlib": {"plots", "explorers"}}
-HEAVY = ("IPython", "ipywidgets", "jupyterlab", "matplotlib")
+ALLOWED = {
+    "ipywidgets": {"explorers", "classroom"},
+    "matplotlib": {"plots", "explorers"},
+    "safetensors": {"interop"},
+}
+HEAVY = ("IPython", "ipywidgets", "jupyterlab", "matplotlib", "safetensors")
 
 
 def room_of(path: Path) -> str:
