@@ -1,15 +1,18 @@
-r"""The command `lora-edu`: open the series, check the environment, regenerate notebooks and figures.
+r"""The command `lora-edu`: open the series, check the environment, regenerate what is stored, look into files.
 
 A command is a function that adds its arguments to a parser and returns the function to run; `COMMANDS` lists them.
 """
 
 import argparse
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_edu import environment, series
+from lora_edu.interop.errors import FileFormatError
 
 __all__ = ["main"]
 
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.extra = extra
     try:
         return options.run(options)
-    except (OSError, ModuleNotFoundError) as error:
+    except (OSError, ModuleNotFoundError, FileFormatError) as error:
         print(f"lora-edu: {error}", file=sys.stderr)
         return 2
 
@@ -140,9 +143,47 @@ def _figures(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
+def _inspect(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter's folder, or its adapter_model.safetensors")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+    def run(options: argparse.Namespace) -> int:
+        from lora_edu.interop import inspect
+
+        progress = _Progress()
+        try:
+            found = inspect(options.path, progress)
+        finally:
+            progress.clear()
+        text = json.dumps(found.as_json(), indent=2) if options.json else str(found)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding))  # a name may hold what the terminal lacks
+        return 0
+
+    return run
+
+
+class _Progress:
+    r"""`done/total layers` on a terminal's standard error, from the second second on."""
+
+    def __init__(self):
+        self._next = time.monotonic() + 1
+        self._shown = False
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() >= self._next and sys.stderr.isatty():
+            print(f"\r{done}/{total} layers", end="", file=sys.stderr, flush=True)
+            self._next, self._shown = time.monotonic() + 0.1, True
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Run]]] = {
     "lab": ("open the series in JupyterLab", _lab),
     "check": ("say whether this environment is ready for the notebooks", _check),
     "notebooks": ("execute the notebooks and store, or check, their outputs", _notebooks),
     "figures": ("draw the published figures and their index, or check them", _figures),
+    "inspect": ("say what is in a PEFT adapter: layers, ranks, scalings, sizes of the updates", _inspect),
 }

