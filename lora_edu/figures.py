@@ -9,9 +9,9 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
-from lora_edu.series import write_atomically
+from lora_edu.files import write_atomically
 
-CHAPTERS = ("start", "rank", "scaling", "merge", "nf4_error")
+CHAPTERS = ("start", "rank", "scaling", "merge", "nf4_error", "limit", "build_nf4", "real_model")
 INDEX = "README.md"
 
 

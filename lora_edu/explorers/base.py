@@ -32,6 +32,8 @@ class Explorer:
         From those numbers to a `Picture`.
     explain : callable
         From those numbers to the arithmetic of one weight or one layer, as one line of HTML.
+    actions : mapping of label to callable, optional
+        Buttons: each goes from the state to the controls that change and their new values.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Explorer:
         compute: Callable[..., Mapping],
         picture: Callable[[Mapping], Picture],
         explain: Callable[[Mapping], str],
+        actions: Mapping[str, Callable[[dict], dict]] | None = None,
     ):
         self.name, self.controls, self.compute, self.explain = name, dict(controls), compute, explain
         self.new_picture = picture
@@ -54,12 +57,18 @@ class Explorer:
         self._line = widgets.HTML()
         reset = widgets.Button(description="Reset", tooltip="Back to the state this explorer opened with")
         reset.on_click(lambda _: self.reset())
-        bar = widgets.HBox([*self.controls.values(), reset], layout=widgets.Layout(flex_flow="row wrap"))
+        buttons = [self._button(label, action) for label, action in (actions or {}).items()]
+        bar = widgets.HBox([*self.controls.values(), *buttons, reset], layout=widgets.Layout(flex_flow="row wrap"))
         self.widget = widgets.VBox([bar, self._image, self._line])
         for control in self.controls.values():
             control.observe(self._changed, names="value")
         self._held = False
         self._show()
+
+    def _button(self, label, action) -> widgets.Button:
+        button = widgets.Button(description=label)
+        button.on_click(lambda _: self.set(**action(self.state)))
+        return button
 
     @property
     def state(self) -> dict:

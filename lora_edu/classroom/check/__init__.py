@@ -1,11 +1,20 @@
 """The exercises by name: `check.nf4_codes(your_function)`."""
 
+from lora_edu.classroom.check.build_nf4 import beside_an_outlier, lloyd_step, table_error
+from lora_edu.classroom.check.limit import bits_to_the_limit, code_entropy, real_bits
 from lora_edu.classroom.check.merge import comes_back, merged_weight, share_kept
 from lora_edu.classroom.check.nf4_error import nf4_codes, nf4_levels, pack_high_first
 from lora_edu.classroom.check.rank import delta_weight, directions_used, trainable_count
+from lora_edu.classroom.check.real_model import masked_embedding, neighbour_agreement, word_ids
 from lora_edu.classroom.check.scaling import adam_first_step, gradient_b, scaling_factor
 
 __all__ = [
+    "beside_an_outlier",
+    "lloyd_step",
+    "table_error",
+    "bits_to_the_limit",
+    "code_entropy",
+    "real_bits",
     "adam_first_step",
     "gradient_b",
     "scaling_factor",
@@ -17,5 +26,8 @@ __all__ = [
     "nf4_levels",
     "pack_high_first",
     "share_kept",
+    "masked_embedding",
+    "neighbour_agreement",
     "trainable_count",
+    "word_ids",
 ]
