@@ -13,6 +13,7 @@ is rounded to float16. A and B are float32, or float64 over a float64 base.
 Sources: Hu et al. 2021, *LoRA*, equation 3; PEFT 0.21 `tuners/lora/layer.py` for dropout, merging and `fan_in_fan_out`.
 """
 
+import copy
 import math
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ from lora_edu.rng import SeededRng
 from lora_edu.validate import check_array, check_integer
 
 MERGE_WEIGHTS = 2**18  # weights merged at a time: the scratch memory does not grow with the layer
+SMALL_BATCH = 32  # rows up to which (W xᵀ)ᵀ is computed instead of x Wᵀ
 
 
 class LoraLayer:
@@ -50,6 +52,7 @@ class LoraLayer:
         self._lora_a = initial_lora_a(config, in_features, seed).astype(self.compute_dtype)  # (rank, in)
         self._lora_b = np.zeros((out_features, config.rank), self.compute_dtype)  # (out, rank)
         self._dropout_rng = np.random.default_rng(seed)
+        self.dropout_mask = None  # of the last forward pass in training: what its backward pass needs
         self.enabled, self.training, self.merged = True, False, False
 
     @property
@@ -143,10 +146,16 @@ class LoraLayer:
 
     def _dropped(self, x) -> np.ndarray:
         """Inverted dropout: what is kept is divided by the share kept, so that the mean stays."""
-        keep = 1 - self.config.dropout
-        if keep == 0:
-            return np.zeros_like(x)
-        return x * (self._dropout_rng.random(x.shape) < keep) / self.compute_dtype.type(keep)
+        keep = self.compute_dtype.type(1 - self.config.dropout)
+        kept = (self._dropout_rng.random(x.shape) < keep).astype(x.dtype) if keep else np.zeros_like(x)
+        self.dropout_mask = kept / keep if keep else kept  # (batch, in), entries 0 or 1 / keep
+        return x * self.dropout_mask
+
+    def copy(self):
+        """A layer over the same base, which is shared, with an A, a B and a dropout of its own."""
+        new = copy.copy(self)  # A and B are only ever replaced whole
+        new._dropout_rng = copy.deepcopy(self._dropout_rng)
+        return new
 
     def train(self, training: bool = True):
         """Training mode: dropout acts. Returns the layer."""
@@ -183,6 +192,8 @@ class LoraLayer:
         value = check_array(name, value)
         if value.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {value.shape}")
+        if value.dtype == dtype:
+            return value.copy()
         with np.errstate(over="ignore"):
             return check_array(f"{name} in {dtype}", value.astype(dtype))
 
@@ -273,8 +284,10 @@ class LoraLinear(LoraLayer):
 
     def _base_output(self, x) -> np.ndarray:
         weight = self._merged_weight if self.merged and self.enabled else self._unmerged()
-        # (W xᵀ)ᵀ rather than x Wᵀ: the same numbers, but faster for a small batch
-        return (weight.astype(self.compute_dtype, copy=False) @ x.T).T  # (out, in) @ (in, batch) -> (batch, out)
+        weight = weight.astype(self.compute_dtype, copy=False)
+        if len(x) > SMALL_BATCH:
+            return x @ weight.T  # (batch, in) @ (in, out) -> (batch, out)
+        return (weight @ x.T).T  # the same numbers, but faster: (out, in) @ (in, batch) -> (batch, out)
 
 
 def initial_lora_a(config: LoraConfig, in_features: int, seed: int) -> np.ndarray:

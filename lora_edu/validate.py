@@ -6,6 +6,10 @@ from numbers import Integral, Real
 import numpy as np
 
 
+class NotFiniteError(ValueError):
+    """An array holds NaN or infinity; the message says where."""
+
+
 def check_integer(name: str, value, minimum: int) -> int:
     """`value` as an int, or an error: bool and float are refused, and anything below `minimum`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -43,4 +47,4 @@ def raise_not_finite(name: str, array: np.ndarray):
     """Raise the error that says where the first NaN or infinity of `array` stands."""
     first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
     place = f"[{', '.join(map(str, first))}]" if first else ""
-    raise ValueError(f"{name} must be finite, but {name}{place} = {array[first]}; repair or drop it first")
+    raise NotFiniteError(f"{name} must be finite, but {name}{place} = {array[first]}; repair or drop it first")

@@ -11,7 +11,11 @@ SHAPES = [(7, 5, 3), (4, 9, 1), (6, 6, 6)]  # out, in, rank
 
 def problem(out, width, rank, seed=0, leading=(4,)):
     rng = np.random.default_rng(seed)
-    weight, a, b = rng.standard_normal((out, width)), rng.standard_normal((rank, width)), rng.standard_normal((out, rank))
+    weight, a, b = (
+        rng.standard_normal((out, width)),
+        rng.standard_normal((rank, width)),
+        rng.standard_normal((out, rank)),
+    )
     x, target = rng.standard_normal((*leading, width)), rng.standard_normal((*leading, out))
     return x, target, weight, a, b, 1.7
 
@@ -45,14 +49,14 @@ def differences(function, array, step=1e-6):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("leading", [(4,), (2, 3), ()])
 def test_gradients_equal_finite_differences(shape, leading):
-    x, target, weight, a, b, scaling = case = problem(*shape, leading=leading)
+    x, _, weight, a, b, scaling = case = problem(*shape, leading=leading)
     found = lora_gradients(x, upstream(*case), weight, a, b, scaling)
     for gradient, array in zip(found, (a, b, x), strict=True):
         np.testing.assert_allclose(gradient, differences(lambda: loss(*case), array), rtol=1e-6, atol=1e-7)
 
 
 def test_finite_differences_convict_a_missing_scaling_and_a_missing_base():
-    x, target, weight, a, b, scaling = case = problem(7, 5, 3)
+    x, _, weight, a, b, scaling = case = problem(7, 5, 3)
     right = lora_gradients(x, upstream(*case), weight, a, b, scaling)
     unscaled = lora_gradients(x, upstream(*case), weight, a, b, 1.0)
     no_base = lora_gradients(x, upstream(*case), 0 * weight, a, b, scaling)

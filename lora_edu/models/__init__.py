@@ -1,0 +1,1 @@
+"""Small real models in NumPy that the chapters adapt and quantize."""
