@@ -9,8 +9,8 @@ import struct
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
+
 from lora_edu import cli
 from lora_edu.interop import FileFormatError, TensorFile, inspect, read_peft, write_tensors
 from lora_edu.interop.container import DTYPES, require_safetensors

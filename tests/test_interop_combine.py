@@ -3,8 +3,8 @@ r"""Combining adapters: which way is exact, and the golden combinations that PEF
 import numpy as np
 import pytest
 import tiny_models
-
 from conftest import ROOT
+
 from lora_edu import LoraAdapter, LoraConfig, LoraLinear
 from lora_edu.interop import TensorFile, combine, read_peft, to_peft, write_peft
 from lora_edu.variants import DoraLinear

@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
+
 from lora_edu import LoraAdapter, LoraConfig, LoraLinear, cli
 from lora_edu.interop import inspect, read_peft, to_peft, write_peft
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import tiny_models
-
 from conftest import ROOT
+
 from lora_edu import LoraAdapter, LoraConfig, LoraLinear, QLoraLinear
 from lora_edu.interop import PeftLayer, TensorFile, read_peft, to_peft, write_peft, write_tensors
 from lora_edu.variants import DoraLinear, LoraEmbedding, LoraLinearWithBias

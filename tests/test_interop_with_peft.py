@@ -2,7 +2,6 @@ r"""PEFT itself: it loads what we write with zero difference, we read what it wr
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
 
 MISSING = "{} is not installed: the files are compared with PEFT's golden ones in test_interop_peft.py instead"

@@ -5,10 +5,14 @@ from lora_edu.classroom.check.limit import bits_to_the_limit, code_entropy, real
 from lora_edu.classroom.check.merge import comes_back, merged_weight, share_kept
 from lora_edu.classroom.check.nf4_error import nf4_codes, nf4_levels, pack_high_first
 from lora_edu.classroom.check.rank import delta_weight, directions_used, trainable_count
+from lora_edu.classroom.check.real_files import adapter_bytes, selected, sum_of_updates
 from lora_edu.classroom.check.real_model import masked_embedding, neighbour_agreement, word_ids
 from lora_edu.classroom.check.scaling import adam_first_step, gradient_b, scaling_factor
 
 __all__ = [
+    "adapter_bytes",
+    "selected",
+    "sum_of_updates",
     "beside_an_outlier",
     "lloyd_step",
     "table_error",
