@@ -24,7 +24,7 @@ class SumOfMatrices(Panel):
         ax.axis("off")
         ax.autoscale(False)
         self.images = {}
-        for name, left in self.left.items():
+        for name in self.left:
             shown = ax.imshow([[0.0]], cmap=SIGNED, interpolation="nearest", aspect="equal")
             self.images[name] = self.moves(shown)
         ax.set(xlim=(-4, self.left["sum"] + size + 4), ylim=(size + 46, -64))
