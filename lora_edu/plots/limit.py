@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.ticker import FixedLocator
 
+from lora_edu.limit import DB_PER_BIT
 from lora_edu.plots.picture import Panel, Picture, repeated
 from lora_edu.plots.style import COLOUR
 
@@ -13,7 +14,6 @@ FORMATS = {  # name -> colour, dash, marker
     "INT4": (COLOUR["int4"], "-", "v"),
     "FP4": (COLOUR["fp4"], "-", "s"),
 }
-DB_PER_BIT = 20 * np.log10(2)
 STORAGES = {
     "float32": (COLOUR["B"], ":", "s"),
     "float16": (COLOUR["int4"], "--", "^"),
