@@ -212,7 +212,7 @@ class Outputs(Panel):
 def outputs(differences) -> Picture:
     """How far merged and unmerged outputs are apart, format by format."""
     sentence = "bar chart of the relative difference of merged and unmerged output: " + ", ".join(
-        f"{name} {value:.1g}" for name, value in differences.items()
+        f"{name} a few 1e{int(np.floor(np.log10(value)))}" for name, value in differences.items()
     )
     return Picture((10, 2.6), "A", {"A": lambda ax: Outputs(ax, differences)}, {}, lambda _: sentence)
 
