@@ -38,9 +38,9 @@ def digit_task(change: str = "turn 90", labels: int = ADAPT, seed: int = 0) -> D
     Parameters
     ----------
     change : str
-        "turn 90" (any whole angle in degrees, counter-clockwise), "shift 1" (pixels to the right), "relabel 5" (digit
-        d is called d + 5 modulo 10), or "random labels": those of the training images are drawn, which leaves nothing to
-        learn but by heart.
+        "turn 90" (any whole angle in degrees, counter-clockwise), "shift 1" (pixels rightwards), "relabel 5" (digit
+        d is called d + 5 modulo 10), or "random labels": those of the training images are drawn, which leaves nothing
+        to learn but by heart.
     labels : int up to 450
         How many changed images there are to adapt with.
     seed : int

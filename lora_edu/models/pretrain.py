@@ -19,7 +19,7 @@ from lora_edu.files import write_atomically
 from lora_edu.models.transformer import CharTransformer
 from lora_edu.training import AdamW, Record, minibatches, train, warmup_cosine
 
-STEPS, WARMUP, BATCH, RATE, DECAY = 1000, 50, 64, 3e-3, 0.3  # chosen by the validation names; of the 6 runs tried
+STEPS, WARMUP, BATCH, RATE, DECAY = 1000, 50, 64, 3e-3, 0.3  # chosen by the validation names
 
 
 def pretraining(seed: int = 0, steps: int = STEPS) -> tuple[CharTransformer, Iterator[Record]]:

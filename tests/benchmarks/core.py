@@ -247,8 +247,9 @@ def interleaved(calls: dict, seconds: float) -> dict:
 def peak_memory(contender: str, size: int, threads: int) -> dict:
     """Bytes by which each measure of a contender raised the resident memory, its result included; in a new process."""
     command = [sys.executable, __file__, "--threads", str(threads), "--memory-of", contender, str(size)]
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc then returns what is freed, and none is used again
-    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    env["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc returns what is freed at once, so that every array counts
+    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -389,13 +390,12 @@ def main():
     parser.add_argument("--seconds", type=float, default=6, help="of interleaved runs a group")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    for name in ("bitsandbytes", "peft"):
-        if name in INSTALLED:
-            importlib.import_module(name)  # before the threads are limited: its OpenMP has to be loaded
-    limit_threads(args.threads)
     if args.memory_of:
         print_peak_memory(args.memory_of[0], int(args.memory_of[1]))
         return
+    if "bitsandbytes" in INSTALLED:
+        importlib.import_module("bitsandbytes")  # its OpenMP has to be loaded to be limited
+    limit_threads(args.threads)
 
     print(f"Python {platform.python_version()}, NumPy {np.__version__}")
     print(", ".join(f"{name} {version(name) if name in INSTALLED else 'not installed: skipped'}" for name in PEERS))
