@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,3 +113,17 @@ def test_python_dash_m_is_the_same_command():
     run = subprocess.run([sys.executable, "-m", "lora_edu", "--help"], capture_output=True, text=True, check=True)
     for name in cli.COMMANDS:
         assert name in run.stdout
+
+
+def test_figures_are_drawn_with_one_blas_thread_whatever_the_environment(monkeypatch, tmp_path):
+    seen = {}
+
+    def run(command, env):
+        seen.update(command=command, env=env)
+        return SimpleNamespace(returncode=3)
+
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert cli.main(["figures", "--check", "--folder", str(tmp_path)]) == 3
+    assert seen["env"]["OPENBLAS_NUM_THREADS"] == "1"
+    assert seen["command"][-3:] == ["figures", f"--folder={tmp_path}", "--check"]

@@ -200,8 +200,8 @@ GROUPS = [
     ],
     [
         ("copy", (), copy),
-        ("lora_edu, new array", (), ours_dequantize),
         ("lora_edu, given array", (), ours_dequantize_into),
+        ("lora_edu, new array", (), ours_dequantize),
         ("bitsandbytes", ("bitsandbytes",), bitsandbytes_dequantize),
         ("torchao", ("torchao",), torchao_dequantize),
     ],
