@@ -21,6 +21,7 @@ from lora_edu.models.name_tables import (
     ADAPTERS,
     EVERY,
     FEW,
+    FEW_EVERY,
     FEW_RANKS,
     FEW_WAYS,
     LAYERS,
@@ -40,8 +41,8 @@ from lora_edu.training import Adam, minibatches, train, warmup_cosine
 
 __all__ = ["dial", "memory", "teach", "where", "your_name"]
 
-DRAW = 3  # seed of the names that are shown
-SUGGESTIONS = ["barbara", "frederick", "quentin", "zoe", "lora", "python"]
+DRAW = 4  # seed of the names that are shown
+SUGGESTIONS = ["frederick", "barbara", "quentin", "georgina", "zoe", "python"]
 MALE, FEW_MALE = "2,677 male names", "100 male names"
 CHEESES = (
     "brie, gouda, cheddar, camembert, feta, edam, emmental, gruyere, halloumi, manchego, mozzarella, parmesan, "
@@ -213,17 +214,17 @@ def explain_name(n: dict) -> str:
     """The difference as odds."""
     gap = n["off"] - n["on"]
     more = "on" if gap > 0 else "off"
-    letters = len(n["name"]) + 1
+    letters, times = len(n["name"]) + 1, float(f"{2 ** abs(gap):.2g}")
     return (
         f"{n['off']:.1f} bits / {letters} = {n['off'] / letters:.2f} a letter off, {n['on'] / letters:.2f} on. "
-        f"With the adapter {more}, the model spells it 2^{abs(gap):.1f} = {2 ** abs(gap):,.3g} times as often"
+        f"With the adapter {more}, the model spells it 2^{abs(gap):.1f} = {times:,.0f} times as often"
     )
 
 
 def your_name() -> Explorer:
     """Type a name: which of the two languages expects it?"""
     text = widgets.Combobox(
-        value="barbara",
+        value="frederick",
         options=SUGGESTIONS,
         continuous_update=False,
         description="name",
@@ -235,7 +236,7 @@ def your_name() -> Explorer:
 
 def letters_states() -> Picture:
     """Three names, letter by letter."""
-    return plots.letters([(name.capitalize(), compute_name(name, 8, "all")) for name in ("gloria", "gordon", "lora")])
+    return plots.letters([(name.capitalize(), compute_name(name, 8, "all")) for name in ("robert", "roberta", "lora")])
 
 
 @cache
@@ -354,7 +355,7 @@ def few_picture() -> Picture:
             "counts": FEW,
             "best": {name: [best for best, _ in pairs] for name, pairs in found.items()},
             "last": {name: [last for _, last in pairs] for name, pairs in found.items()},
-            "steps": EVERY * (1 + np.arange(len(runs[1]))),
+            "steps": FEW_EVERY * (1 + np.arange(len(runs[1]))),
             "curves": {
                 rank: {quantity: rows[:, QUANTITIES.index(quantity)] for quantity in ("train", "male")}
                 for rank, rows in runs.items()

@@ -1,12 +1,12 @@
 r"""A second language in tables: every way of fine-tuning the name transformer, measured with several seeds.
 
-    python -m lora_edu.models.name_tables          about 15 minutes on one core; writes names_measured.npz
+    python -m lora_edu.models.name_tables          about 20 minutes on one core; writes names_measured.npz
 
 Every way of fine-tuning first gets a learning rate of its own, the one of `RATES` that does best on validation names
-with a seed that is not used again. A run keeps one row every `EVERY` steps: bits per letter of the names it learns
-from, of male names held out for choosing (`validation`) and for reporting (`male`), and of female names that it once
-knew (`female`). On one machine with one NumPy the same numbers come out every time; elsewhere they differ in the third
-decimal.
+with a seed that is not used again; with few names, the one of `FEW_RATES` for every number of names. A run keeps a row
+every `EVERY` steps (`FEW_EVERY` with few names): bits per letter of the names it learns from, of male names held out
+for choosing (`validation`) and for reporting (`male`), and of female names that it once knew (`female`). On one machine
+with one NumPy the same numbers come out every time; elsewhere they differ in the third decimal.
 """
 
 import io
@@ -33,6 +33,7 @@ RANKS = (1, 2, 4, 8, 16)
 LAYERS = {"q, v": QUERY_VALUE, "all": ALL_LINEAR}
 SEEDS = 3  # of the runs on all names
 FEW, FEW_SEEDS = (100, 200, 400, 800), 3  # names to learn from; every seed has names of its own
+FEW_RATES, FEW_STEPS, FEW_EVERY = (1e-3, 3e-3, 1e-2), 200, 10
 STRENGTHS = np.arange(16) / 10  # of a trained adapter: 0 is the base, 1 what it was trained for
 QUANTITIES = ("train", "validation", "male", "female")  # of a row
 SEEN = 400  # names of the training set that are measured
@@ -94,13 +95,24 @@ def best_rate(base: CharTransformer, way: Way) -> float:
     return found[min(found)]
 
 
-def run(base: CharTransformer, way: Way, lr: float, seed: int, words=None):
+def run(base: CharTransformer, way: Way, lr: float, seed: int, words=None, steps: int = NAME_STEPS, every: int = EVERY):
     """The fine-tuned model, and its rows (rows, quantities) float32, the last one after all steps."""
     words = names("male").train if words is None else words
-    settings = {"lr": lr, "seed": seed, "words": words, "every": NAME_STEPS}
+    settings = {"lr": lr, "seed": seed, "words": words, "steps": steps, "every": steps}
     model, records = fine_tune_names(base, way.method, **settings, **way.settings)
-    rows = [bits(model, words) for record in records if record.step % EVERY == 0]
+    rows = [bits(model, words) for record in records if record.step % every == 0]
     return model, np.array(rows, np.float32)
+
+
+def run_few(base: CharTransformer, way: Way, lr: float, seed: int, words) -> np.ndarray:
+    """The rows of a run on few names: shorter, and looked at more often."""
+    return run(base, way, lr, seed, words, FEW_STEPS, FEW_EVERY)[1]
+
+
+def best_few_rate(base: CharTransformer, way: Way, words) -> float:
+    """The learning rate of `FEW_RATES` whose run, stopped in time, leaves the fewest bits on the validation names."""
+    lowest = {lr: run_few(base, way, lr, TUNING_SEED, words)[:, 1].min() for lr in FEW_RATES}
+    return min(lowest, key=lowest.get)
 
 
 def strengths(model: CharTransformer) -> np.ndarray:
@@ -143,9 +155,9 @@ def measure(say=print) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of arrays
-        `rates` (ways); `all` (seeds, ways, rows, quantities); `few` (seeds, counts, few ways, rows, quantities); `base`
-        (2, quantities), as shipped and with its linear weights in NF4; `strengths` (adapters, strengths, 2), of (male,
-        female); and A and B of each of `ADAPTERS`, by `key`.
+        `rates` (ways); `all` (seeds, ways, rows, quantities); `few_rates` (counts, few ways); `few` (seeds, counts, few
+        ways, rows, quantities); `base` (2, quantities), as shipped and with its linear weights in NF4; `strengths`
+        (adapters, strengths, 2), of (male, female); and A and B of each of `ADAPTERS`, by `key`.
     """
     base, male = CharTransformer.pretrained(), names("male").train
     tables = {"base": np.array([bits(model, male) for model in (base, base.rounded())], np.float32)}
@@ -165,14 +177,20 @@ def measure(say=print) -> dict[str, np.ndarray]:
                 tables[key(way)] = packed(model)
                 dials.append(strengths(model))
     tables["all"], tables["strengths"] = np.array(found), np.array(dials)
-    few = []
+    few = [measure_few(base, count, say) for count in FEW]
+    tables["few_rates"] = np.array([rates for rates, _ in few])
+    return tables | {"few": np.stack([rows for _, rows in few], axis=1)}
+
+
+def measure_few(base: CharTransformer, count: int, say=print):
+    """Learning rates (few ways) and rows (seeds, few ways, rows, quantities) with `count` names to learn from."""
+    rates = [best_few_rate(base, way, few_words(count, 0)) for way in FEW_WAYS]
+    found = []
     for seed in range(FEW_SEEDS):
-        few.append([])
-        for count in FEW:
-            words = few_words(count, seed)
-            few[-1].append([run(base, way, rates[way], seed, words)[1] for way in FEW_WAYS])
-            say(f"seed {seed}, {count} names: {np.array(few[-1][-1])[:, -1, 2]}")
-    return tables | {"few": np.array(few)}
+        words = few_words(count, seed)
+        found.append([run_few(base, way, lr, seed, words) for way, lr in zip(FEW_WAYS, rates, strict=True)])
+        say(f"{count} names, seed {seed}: {np.array(found[-1])[:, -1, 2]}")
+    return rates, np.array(found)
 
 
 def main() -> None:
