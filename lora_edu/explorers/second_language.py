@@ -347,7 +347,7 @@ def few_bits(count: int, way: Way) -> tuple[float, float]:
 
 def few_picture() -> Picture:
     """Ranks by number of names, and two runs on a hundred."""
-    own = {rank: Way("LoRA", "all", rank) for rank in FEW_RANKS} | {"scratch": Way("scratch")}
+    own = {rank: Way("LoRA", "all", rank) for rank in FEW_RANKS} | {"last layer": Way("last layer")}
     found = {name: [few_bits(count, way) for count in FEW] for name, way in own.items()}
     runs = {rank: few_rows(100, own[rank]) for rank in (1, 16)}
     return plots.few_names(
@@ -420,8 +420,8 @@ def run_teach(words: str, rank: int, layers: str) -> Iterator[dict]:
             "trained": model.trained_count,
             "labels": plots.RUN_LABELS,
             "curves": {name: (list(steps), list(values)) for name, (steps, values) in seen.items()},
-            "male": round(seen["male"][1][-1], 1),
-            "female": round(seen["female"][1][-1], 1),
+            "gained": round(seen["male"][1][0] - seen["male"][1][-1], 1),  # coarse: training wobbles between machines
+            "lost": round(seen["female"][1][-1] - seen["female"][1][0], 1),
             "heading": f"after {step} steps",
             "before": first,
             "after": said,
