@@ -10,7 +10,8 @@ r"""4-bit weights in the files of bitsandbytes: the state dict of its `Linear4bi
 What a name says is checked against shapes and dtypes when a file is opened; a weight is read when it is asked for.
 
 Source: bitsandbytes 0.50.2, `QuantState.as_dict` and `from_dict`, `Linear4bit._save_to_state_dict`. Its kernels take
-the levels from the name nf4 or fp4, not from `quant_map`, so a file with other levels there is refused.
+the levels from the name nf4 or fp4, not from `quant_map`, so a file with other levels there is refused. On a CPU with
+AVX-512 that version takes wrong scales where rows are no multiple of the block size; the file itself is right.
 """
 
 import json
@@ -157,9 +158,7 @@ def write_bitsandbytes(path, weights: Mapping[str, Weight4bit | np.ndarray], met
             continue
         array = np.asarray(weight)
         if array.dtype not in labels:
-            raise TypeError(
-                f"tensor {name!r} must be a Weight4bit or an array of float, integer or bool, got {array.dtype}"
-            )
+            raise TypeError(f"tensor {name!r} must be a Weight4bit, or float, integer or bool, got {array.dtype}")
         found[name] = (Planned(labels[array.dtype], array.shape, array.nbytes), array)
     plan = {name: planned for name, (planned, _) in found.items()}
     pieces = ((name, array) for name, (_, array) in found.items())
@@ -305,7 +304,7 @@ def _checked_header(file: TensorFile, name: str, kind: str, tensor: str) -> Head
         refuse(f"nested_blocksize must be {SCALE_BLOCK}, got {settings['nested_blocksize']}")
     if double and settings["nested_dtype"] != "float32":
         refuse(f"nested_dtype must be 'float32', got {settings['nested_dtype']!r}")
-    if double and not abs(settings["nested_offset"]) <= np.finfo(np.float32).max:
+    if double and not abs(settings["nested_offset"]) <= float(np.finfo(np.float32).max):
         refuse(f"nested_offset must be a finite float32, got {settings['nested_offset']}")
     tensors = {"codes": name, "quant_state": tensor}
     tensors |= {part: f"{name}.{part}" for part in PARTS if f"{name}.{part}" in file}

@@ -65,12 +65,14 @@ class QuantizedFile:
         Tensors that stay as they are -> why.
     memory : MemoryReport
         Of the new file.
+    notes : tuple of str
     """
 
     source: str
     source_bytes: int
     copied: dict[str, str]
     memory: MemoryReport
+    notes: tuple[str, ...]
 
     def as_json(self) -> dict:
         """Everything, in values that JSON has."""
@@ -79,7 +81,8 @@ class QuantizedFile:
     def __str__(self):
         copied = [f"copied as it is, {printable(why)}: {short(name)}" for name, why in self.copied.items()]
         change = f"{self.source_bytes:,} -> {self.memory.bytes:,} bytes"
-        return "\n".join([str(self.memory), "", f"{printable(self.source)}: {change}", *copied])
+        notes = [f"note: {printable(note)}" for note in self.notes]
+        return "\n".join([str(self.memory), "", f"{printable(self.source)}: {change}", *copied, *notes])
 
 
 def quantize_file(
@@ -119,7 +122,8 @@ def quantize_file(
     if model.headers:
         raise FileFormatError(file.path, f"is quantized already: {next(iter(model.headers))!r} is in 4 bits")
     copied = {}
-    for name, info in file.info.items():
+    for name in sorted(file, key=by_number):
+        info = file.info[name]
         why = why_not_linear(name, info, skip)
         if why or info.dtype not in DTYPES_4BIT:
             copied[name] = why or f"{info.dtype} numbers, which bitsandbytes does not quantize"
@@ -144,8 +148,12 @@ def quantize_file(
             progress(done, len(file))
 
     write_in_pieces(target, plan, pieces(), {**file.metadata, "format": "pt"})
+    names = sorted(set(file) - set(copied), key=by_number)
+    uneven = [name for name in names if file.info[name].shape[-1] % block_size]
+    what = f"rows of {', '.join(uneven)} are no multiple of {block_size}"
+    notes = [f"{what}: bitsandbytes 0.50.2 reads them wrongly on a CPU with AVX-512"] if uneven else []
     before = sum(path.stat().st_size for path in {info.path for info in file.info.values()})
-    return QuantizedFile(str(file.path), before, copied, memory_report(target))
+    return QuantizedFile(str(file.path), before, copied, memory_report(target), tuple(notes))
 
 
 def _check_target(file: TensorFile, target: Path):
@@ -263,7 +271,9 @@ def error_report(
     model = BitsandbytesFile(TensorFile(source))
     file = model.file
     left_out = dict.fromkeys(model.headers, "in 4 bits already, the weight itself is not in the file")
-    left_out |= {name: why for name in model.plain if (why := why_not_linear(name, file.info[name]))}
+    left_out |= {
+        name: why for name in sorted(model.plain, key=by_number) if (why := why_not_linear(name, file.info[name]))
+    }
     names = sorted(set(model.plain) - set(left_out), key=by_number)
     if not names:
         why = "; they are in 4 bits already" if model.headers else ""
