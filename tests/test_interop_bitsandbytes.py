@@ -296,13 +296,14 @@ def test_quantize_writes_linear_weights_in_4_bits_and_copies_the_rest(shards, do
     for name in made.plain:
         assert made.file.info[name].dtype == source.info[name].dtype
         assert made.file.raw(name).tobytes() == source.raw(name).tobytes()
-        assert f": {name}\n" in text
+        assert f"\n{name} " in text
     for name, dtype in zip(sorted(made.headers), ("bfloat16", "float16", "float32"), strict=True):
         expected = quantize_4bit(source[name], "fp4", 32, double, dtype)
         assert made[name].tobytes() == expected.dequantize().tobytes()
     assert [path.name for path in out.parent.iterdir()] == ["q.safetensors"]
     assert "note: rows of h.10.fc.weight, h.10.gate.weight are no multiple of 32: bitsandbytes 0.50.2 reads" in text
-    assert "copied as it is, F64 numbers, which bitsandbytes does not quantize: h.10.double.weight" in text
+    assert "copied as they are, F64 numbers, which bitsandbytes does not quantize: h.10.double.weight\n" in text
+    assert "copied as they are, an embedding or the head: embed_tokens.weight, lm_head.weight\n" in text
 
 
 def test_quantize_leaves_what_it_is_told_to(tmp_path, capsys):

@@ -56,6 +56,11 @@ class TensorMemory:
         return sum(self.parts.values())
 
     @property
+    def bits(self) -> dict[str, float]:
+        """Bits a weight by part."""
+        return {part: 8 * number / self.size for part, number in self.parts.items()}
+
+    @property
     def bits_per_weight(self) -> float | None:
         """What a weight really costs; None for a tensor without any."""
         return 8 * self.bytes / self.size if self.size else None

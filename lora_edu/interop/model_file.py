@@ -25,6 +25,7 @@ from lora_edu.validate import check_array
 NOT_LINEAR = ("wte", "wpe", "shared", "lm_head", "relative_attention_bias")  # and what is called embed…
 DTYPES_4BIT = {label: dtype for dtype, label in LABELS.items()}  # "BF16": "bfloat16"
 FLOATS = (*DTYPES_4BIT, "F64")
+NAMED = 8  # tensors of one kind that are listed by name below a table that has them all
 ERROR_FORMATS = ("nf4", "fp4", "int4", "e2m1", "af4")
 
 Progress = Callable[[int, int], None]
@@ -79,7 +80,13 @@ class QuantizedFile:
         return {**asdict(self), "memory": self.memory.as_json()}
 
     def __str__(self):
-        copied = [f"copied as it is, {printable(why)}: {short(name)}" for name, why in self.copied.items()]
+        reasons: dict[str, list[str]] = {}
+        for name, why in self.copied.items():
+            reasons.setdefault(why, []).append(short(name))
+        copied = [
+            f"copied as they are, {printable(why)}: {', '.join(names) if len(names) <= NAMED else len(names)}"
+            for why, names in reasons.items()
+        ]
         change = f"{self.source_bytes:,} -> {self.memory.bytes:,} bytes"
         notes = [f"note: {printable(note)}" for note in self.notes]
         return "\n".join([str(self.memory), "", f"{printable(self.source)}: {change}", *copied, *notes])
