@@ -1,6 +1,9 @@
 r"""Files of bitsandbytes against those it wrote itself; the memory report; whole files quantized and measured."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -232,6 +235,23 @@ def test_a_plain_model_file_says_what_it_holds(capsys):
     assert (found["quantized_size"], found["bits_per_quantized_weight"]) == (0, None)
     assert found["size"] == sum(tensor.size for tensor in file.values())
     assert "nothing in it is in 4 bits: 86,848 in F32" in str(memory_report(LLAMA))
+
+
+def test_the_report_of_an_index_counts_all_shards(tmp_path):
+    path = model(tmp_path, shards=True)
+    report = memory_report(path)
+    assert str(inspect(tmp_path)) == str(inspect(path)) == str(report)
+    assert report.bytes == sum(shard.stat().st_size for shard in tmp_path.glob("*.safetensors"))
+    assert report.bytes == report.header + sum(report.parts.values())
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lora_edu", "inspect", str(LLAMA)]
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_empty_tensors_and_empty_files_have_no_bits(tmp_path):

@@ -29,7 +29,6 @@ from lora_edu.interop.container_write import Planned, write_in_pieces
 from lora_edu.interop.errors import FileFormatError
 from lora_edu.interop.json_file import parse_json
 from lora_edu.precision import round_to_bfloat16
-from lora_edu.validate import check_array
 
 FORMATS = {"nf4": NF4, "fp4": FP4}
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -328,12 +327,7 @@ def _checked_header(file: TensorFile, name: str, kind: str, tensor: str) -> Head
 def _read_weight(file: TensorFile, header: Header4bit) -> Weight4bit:
     def numbers(part, levels=None):
         tensor = header.tensors[part]
-        try:
-            array = check_array(tensor, file[tensor])
-        except FileFormatError:
-            raise
-        except ValueError as error:
-            raise FileFormatError(file.path, str(error)) from None
+        array = file.finite(tensor)
         if levels is not None and not np.allclose(array, levels, rtol=1e-5, atol=0):
             raise FileFormatError(file.path, f"{tensor!r} does not hold the levels that bitsandbytes uses")
         return array

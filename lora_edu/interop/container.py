@@ -19,6 +19,7 @@ import numpy as np
 
 from lora_edu.interop.errors import FileFormatError
 from lora_edu.interop.json_file import MAX_JSON_BYTES, parse_json, read_json
+from lora_edu.validate import check_array
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -118,6 +119,14 @@ class TensorFile(Mapping):
                 raise
             raise FileFormatError(info.path, f"tensor {name!r} of shape {list(info.shape)}: {error}") from None
         return widen_bfloat16(tensor) if info.dtype == "BF16" else tensor
+
+    def finite(self, name: str) -> np.ndarray:
+        r"""The tensor, which must be floating point and finite throughout; FileFormatError says where it is not."""
+        tensor = self[name]
+        try:
+            return check_array(name, tensor)
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(self.path, str(error)) from None
 
     def raw(self, name: str) -> np.ndarray:
         r"""The bytes of the tensor, whatever its dtype: (nbytes,) uint8."""

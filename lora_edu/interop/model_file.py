@@ -20,7 +20,6 @@ from lora_edu.interop.container_write import Planned, write_in_pieces
 from lora_edu.interop.errors import FileFormatError, printable
 from lora_edu.interop.memory import MemoryReport, memory_report
 from lora_edu.interop.table import by_number, short, table
-from lora_edu.validate import check_array
 
 NOT_LINEAR = ("wte", "wpe", "shared", "lm_head", "relative_attention_bias")  # and what is called embed…
 DTYPES_4BIT = {label: dtype for dtype, label in LABELS.items()}  # "BF16": "bfloat16"
@@ -148,9 +147,7 @@ def quantize_file(
             if name in copied:
                 yield name, file.raw(name)
             else:
-                weight = quantize_4bit(
-                    _finite(file, name), kind, block_size, double, DTYPES_4BIT[file.info[name].dtype]
-                )
+                weight = quantize_4bit(file.finite(name), kind, block_size, double, DTYPES_4BIT[file.info[name].dtype])
                 yield from ((tensor, array) for tensor, (_, array) in weight.tensors(name).items())
             progress(done, len(file))
 
@@ -171,15 +168,6 @@ def _check_target(file: TensorFile, target: Path):
     read = {file.path, *(info.path for info in file.info.values())}
     if target.exists() and any(target.samefile(path) for path in read):
         raise FileFormatError(target, "is what is read; write to another file")
-
-
-def _finite(file: TensorFile, name: str) -> np.ndarray:
-    try:
-        return check_array(name, file[name])
-    except FileFormatError:
-        raise
-    except ValueError as error:
-        raise FileFormatError(file.path, str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -305,7 +293,7 @@ def error_report(
 
 def _as_float32(file: TensorFile, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        weight = _finite(file, name).astype(np.float32, copy=False)
+        weight = file.finite(name).astype(np.float32, copy=False)
     if not np.isfinite(weight).all():
         raise FileFormatError(file.path, f"{name!r} holds a number beyond float32; scale the weight down first")
     return weight
