@@ -11,9 +11,12 @@ from lora_edu.interop.errors import printable
 from lora_edu.interop.memory import MemoryReport, memory_report
 from lora_edu.interop.peft import MODEL_NAME, read_peft
 from lora_edu.interop.peft_config import CONFIG_NAME
+from lora_edu.interop.peft_tensors import PREFIX
 from lora_edu.interop.table import short, table
 
-LORA_TENSOR = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
+LORA_TENSOR = re.compile(
+    re.escape(PREFIX) + r".+\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _is_adapter(path: Path) -> bool:
     refuse_pickle(path)
     if path.name == MODEL_NAME and (path.parent / CONFIG_NAME).is_file():
         return True
-    return any(map(LORA_TENSOR.search, TensorFile(path)))
+    return any(map(LORA_TENSOR.match, TensorFile(path)))
 
 
 def _inspect_adapter(path, progress) -> Inspection:
