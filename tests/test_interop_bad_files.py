@@ -541,7 +541,7 @@ PATHS = [
     (make_named_adapters, "has no adapter_config.json; adapters are in its folders french"),
     (make_forbidden, "Permission denied"),
     (make_lone_tensors, "has no adapter_config.json beside it, which says rank and alpha"),
-    (lambda folder: GOLDEN / "../nf4_1d_1_bs64.npz", "is a Python pickle"),
+    (lambda folder: GOLDEN / "../nf4_1d_1_bs64.npz", "is an archive of NumPy, not a safetensors file; convert it"),
 ]
 
 

@@ -178,11 +178,20 @@ def require_safetensors(module: str = ""):
 
 
 def refuse_pickle(path: Path):
-    r"""Raise FileFormatError for a file that PyTorch pickled: by its suffix here, by its first bytes on opening."""
+    r"""Raise FileFormatError for a file that PyTorch pickled: by its suffix here, by its first bytes on opening.
+
+    NumPy's own archives are refused with their own remedy, for they begin like PyTorch's.
+    """
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise FileFormatError(path, PICKLED)
+    if path.suffix.lower() == ".npz":
+        raise FileFormatError(path, NUMPY_ARCHIVE)
 
 
+NUMPY_ARCHIVE = (
+    "is an archive of NumPy, not a safetensors file; convert it: "
+    "safetensors.numpy.save_file(dict(numpy.load(path)), 'model.safetensors')"
+)
 PICKLED = (
     "is a Python pickle, which can run any code when it is opened, so it is never opened here; convert it where torch "
     "is installed: safetensors.torch.save_file(torch.load(path, weights_only=True), 'adapter_model.safetensors')"
