@@ -17,7 +17,10 @@ from lora_edu.datasets.digit_tasks import DigitTask, digit_task
 from lora_edu.metrics import truncate_svd
 from lora_edu.models.adapting import adapt
 from lora_edu.models.finetuning import (
+    DIGIT_RATES,
     DIGIT_STEPS,
+    WARMUP,
+    Run,
     fine_tune_digits,
     pretrained_digits,
     quarter_turn_fix,
@@ -27,7 +30,7 @@ from lora_edu.models.finetuning import (
 )
 from lora_edu.models.mlp import MLP
 from lora_edu.models.model import Model
-from lora_edu.training import SGD, Adam, DivergedError, cross_entropy, minibatches, train
+from lora_edu.training import SGD, Adam, DivergedError, cross_entropy, minibatches, train, warmup_cosine
 
 SEEDS = range(10)
 TESTED = 347  # images of every test set
@@ -45,7 +48,8 @@ BASES: dict[str, Callable[[Model], Model]] = {
     "NF4": lambda model: model.rounded(),
     "2-bit": two_bit,
 }
-BASE_RANKS = (1, 4, 8)
+BASE_RANKS = (0, 1, 4, 8)  # 0: no adapter
+BASE_CHANGES = ("turn 0", "turn 90")
 
 CHANGES = ("turn 10", "turn 20", "turn 30", "turn 45", "turn 90", "shift 1", "relabel 5")
 LABELS = (10, 30, 100, 450)
@@ -68,16 +72,12 @@ SCALED_RANKS = (1, 4, 16, 64, 256)
 RULES = {"α / r": False, "α / √r": True}  # -> use_rslora
 ALPHA = 16
 OPTIMIZERS = {"SGD": SGD, "Adam": Adam}
-RATES = {
-    "SGD": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-    "Adam": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
-}
+RATES = (3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 FIRST_RATES = {"SGD": 0.05, "Adam": 0.001}
 SHORT = 100  # steps of these runs
-RATE_SEEDS = range(5)
 
 RATIOS = (1, 2, 4, 8, 16, 32)
-PLUS_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+PLUS_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
 
 @cache
@@ -98,7 +98,7 @@ def correct(model: Model, task: DigitTask) -> int:
     return round(model.accuracy(*task.test) * len(task.test[0]))
 
 
-def tuned(base: Model, task: DigitTask, seed: int, **settings) -> Model:
+def tuned(base: MLP, task: DigitTask, seed: int, **settings) -> Model:
     """The model after fine-tuning, measured nowhere on its way."""
     model, records = fine_tune_digits(base, task, seed=seed, every=10**6, **settings)
     for _ in records:
@@ -115,44 +115,54 @@ def curve(change: str, way: str, seed: int) -> list[int]:
     return [start, *(round(accuracy * TESTED) for accuracy in found)]
 
 
+def pictured(task: DigitTask) -> np.ndarray:
+    """Places of the first test image of each digit, 0 to 9."""
+    return np.array([np.flatnonzero(task.test[1] == digit)[0] for digit in range(10)])
+
+
 def measure_curves() -> dict:
-    """`curves` (changes, ways, seeds, points), and `upright` (seeds) before any change."""
-    curves = [[[curve(change, way, seed) for seed in SEEDS] for way in WAYS] for change in CURVE_CHANGES]
-    upright = [round(problem(seed=seed)[1].accuracy(*problem(seed=seed)[0].upright) * TESTED) for seed in SEEDS]
-    return {"curves": np.array(curves, np.uint16), "upright": np.array(upright, np.uint16)}
+    r"""`curves` (changes, ways, seeds, points), and `upright` (seeds) before any change.
 
-
-def over_base(base: str, rank: int, seed: int) -> int:
-    """Correct answers on turned digits after a LoRA of this rank was trained over a rounded base."""
-    task, model = problem(seed=seed)
-    if base == "NF4":
-        return correct(tuned(model, task, seed, method="QLoRA", rank=rank), task)
-    return correct(tuned(BASES[base](model), task, seed, method="LoRA", rank=rank), task)
-
-
-def measure_bases() -> dict:
-    """`base_upright` (bases, seeds) of the rounded base alone; `base_ranks` (bases, ranks, seeds) on turned digits.
-
-    `base_repair` (bases, ranks, seeds): an adapter trained on the upright digits themselves, so that nothing has to be
-    learned but what rounding broke.
+    `answers` (3, 10): what the network of the first seed says to `pictured` upright, turned, and turned after LoRA.
     """
-    upright = [
-        [round(round_(problem(seed=s)[1]).accuracy(*problem(seed=s)[0].upright) * TESTED) for s in SEEDS]
-        for round_ in BASES.values()
-    ]
-    ranks = [[[over_base(base, rank, seed) for seed in SEEDS] for rank in BASE_RANKS] for base in BASES]
-    repair = [[[repaired(base, rank, seed) for seed in SEEDS] for rank in BASE_RANKS] for base in BASES]
+    curves = [[[curve(change, way, seed) for seed in SEEDS] for way in WAYS] for change in CURVE_CHANGES]
+    upright = [correct(*reversed(problem("turn 0", seed=seed))) for seed in SEEDS]
+    task, base = problem()
+    shown, after = pictured(task), tuned(base, task, 0, **WAYS["r = 4"])
+    asked = ((base, task.upright), (base, task.test), (after, task.test))
+    answers = [model(images[shown]).argmax(axis=1) for model, (images, _) in asked]
     return {
-        "base_upright": np.array(upright, np.uint16),
-        "base_ranks": np.array(ranks, np.uint16),
-        "base_repair": np.array(repair, np.uint16),
+        "curves": np.array(curves, np.uint16),
+        "upright": np.array(upright, np.uint16),
+        "answers": np.array(answers, np.uint8),
     }
 
 
-def repaired(base: str, rank: int, seed: int) -> int:
-    """Correct answers on upright digits after a LoRA was trained on upright ones over a rounded base."""
-    task, model = problem("turn 0", seed=seed)
-    return correct(tuned(BASES[base](model), task, seed, method="LoRA", rank=rank), task)
+def adapted(base: str, model: MLP, task: DigitTask, rank: int, seed: int = 0, every: int = 10**6) -> Run:
+    """A LoRA of this rank over the model in one of `BASES`: in NF4 it is QLoRA, the weight stays packed."""
+    if base == "NF4":
+        return fine_tune_digits(model, task, "QLoRA", rank=rank, seed=seed, every=every)
+    return fine_tune_digits(BASES[base](model), task, "LoRA", rank=rank, seed=seed, every=every)
+
+
+def over_base(change: str, base: str, rank: int, seed: int) -> int:
+    """Correct answers of a rounded base, alone at rank 0, else after a LoRA was trained; "turn 0" only repairs it."""
+    task, model = problem(change, seed=seed)
+    if not rank:
+        return correct(BASES[base](model), task)
+    after, records = adapted(base, model, task, rank, seed)
+    for _ in records:
+        pass
+    return correct(after, task)
+
+
+def measure_bases() -> dict:
+    """`bases` (BASE_CHANGES, BASES, BASE_RANKS, seeds)."""
+    found = [
+        [[[over_base(change, base, rank, seed) for seed in SEEDS] for rank in BASE_RANKS] for base in BASES]
+        for change in BASE_CHANGES
+    ]
+    return {"bases": np.array(found, np.uint16)}
 
 
 def transferred(change: str, labels: int, way: str, seed: int) -> int:
@@ -198,10 +208,8 @@ def spectrum_matrices(seed: int) -> dict[str, np.ndarray]:
 
 
 def measure_spectra() -> dict:
-    """`spectra` (kinds, seeds, 256), singular values; `input_spectra` (seeds, 64), those of the images to adapt with."""
-    values = [
-        [np.linalg.svd(m, compute_uv=False) for m in spectrum_matrices(seed).values()] for seed in SPECTRUM_SEEDS
-    ]
+    """`spectra` (kinds, seeds, 256), singular values; `input_spectra` (seeds, 64), those of the images."""
+    values = [[np.linalg.svd(m, compute_uv=False) for m in spectrum_matrices(seed).values()] for seed in SPECTRUM_SEEDS]
     inputs = [np.linalg.svd(problem(seed=seed)[0].train[0], compute_uv=False) for seed in SPECTRUM_SEEDS]
     return {
         "spectra": np.array(values, np.float16).swapaxes(0, 1),
@@ -233,9 +241,13 @@ def fixes(rank: int, seed: int) -> list[int]:
 
 @cache
 def _first_change(seed) -> np.ndarray:
-    """ΔW of the first layer after full fine-tuning; the other layers' changes are left out."""
+    """ΔW of the first layer where that weight alone was trained, at full rank."""
     task, base = problem(seed=seed, sizes=SQUARE)
-    return weight_changes(base, tuned(base, task, seed, method="full"))["fc1"]
+    model = base.copy().train_only(lambda name: name == "fc1.weight")
+    batches, schedule = minibatches(*task.train, 32, DIGIT_STEPS, seed), warmup_cosine(DIGIT_STEPS, WARMUP)
+    for _ in train(model, batches, Adam(DIGIT_RATES["full"]), schedule=schedule):
+        pass
+    return weight_changes(base, model)["fc1"]
 
 
 def measure_fixes() -> dict:
@@ -256,16 +268,20 @@ def scaled(base: MLP, rank: int, rule: str, seed: int) -> Model:
     return adapt(base, config, seed=seed)
 
 
-def short_run(optimizer: str, rule: str, rank: int, lr: float, seed: int) -> int:
-    """Correct answers after `SHORT` steps at a constant learning rate."""
+def short_run(optimizer: str, rule: str, rank: int, lr: float, seed: int) -> tuple[int, int]:
+    """Correct answers after `SHORT` steps at a constant learning rate: of 100 validation images, of the test images."""
     task, base = problem(seed=seed, sizes=WIDE)
-    model = scaled(base, rank, rule, seed)
+    return _run(scaled(base, rank, rule, seed), OPTIMIZERS[optimizer](lr), task, seed)
+
+
+def _run(model, optimizer, task, seed, **settings) -> tuple[int, int]:
     try:
-        for _ in train(model, minibatches(*task.train, 32, SHORT, seed), OPTIMIZERS[optimizer](lr)):
+        for _ in train(model, minibatches(*task.train, 32, SHORT, seed), optimizer, **settings):
             pass
-    except DivergedError:
-        return 0
-    return correct(model, task)
+        with np.errstate(over="raise", invalid="raise"):
+            return round(100 * model.accuracy(*task.validation)), correct(model, task)
+    except (DivergedError, FloatingPointError):
+        return 0, 0
 
 
 def first_step(optimizer: str, rule: str, rank: int, seed: int = 0) -> tuple[float, float]:
@@ -283,35 +299,25 @@ def first_step(optimizer: str, rule: str, rank: int, seed: int = 0) -> tuple[flo
 
 
 def measure_rates() -> dict:
-    """`rates_SGD`, `rates_Adam` (rules, ranks, rates, seeds); `first_steps` (optimizers, rules, ranks, seeds, 2)."""
-    found = {
-        f"rates_{optimizer}": np.array(
-            [
-                [[[short_run(optimizer, rule, rank, lr, s) for s in RATE_SEEDS] for lr in rates] for rank in SCALED_RANKS]
-                for rule in RULES
-            ],
-            np.uint16,
-        )
-        for optimizer, rates in RATES.items()
-    }
-    first = [
-        [[[first_step(optimizer, rule, rank, s) for s in RATE_SEEDS] for rank in SCALED_RANKS] for rule in RULES]
-        for optimizer in OPTIMIZERS
-    ]
-    return {**found, "first_steps": np.array(first, np.float32)}
+    """`rates` (optimizers, rules, ranks, rates, seeds, 2) and `first_steps` (optimizers, rules, ranks, seeds, 2)."""
+
+    def table(entry):
+        return [[[entry(optimizer, rule, rank) for rank in SCALED_RANKS] for rule in RULES] for optimizer in OPTIMIZERS]
+
+    runs = table(lambda *which: [[short_run(*which, lr, seed) for seed in SEEDS] for lr in RATES])
+    first = table(lambda *which: [first_step(*which, seed) for seed in SEEDS])
+    return {"rates": np.array(runs, np.uint16), "first_steps": np.array(first, np.float32)}
 
 
-def plus_run(ratio: float, lr: float, seed: int) -> int:
-    """Correct answers after a short LoRA of rank 8 on all layers, where B learns `ratio` times as fast as A."""
+def plus_run(ratio: float, lr: float, seed: int) -> tuple[int, int]:
+    """As `short_run`, for a LoRA of rank 8 on all layers of the usual network, where B learns `ratio` times as fast."""
     task, base = problem(seed=seed)
-    try:
-        return correct(tuned(base, task, seed, method="LoRA", rank=8, lr=lr, steps=SHORT, b_ratio=ratio), task)
-    except DivergedError:
-        return 0
+    model = adapt(base, LoraConfig(rank=8, alpha=16, target_modules="all-linear", init="kaiming"), seed=seed)
+    return _run(model, Adam(lr), task, seed, b_ratio=ratio)
 
 
 def measure_plus() -> dict:
-    """`plus` (ratios, rates, seeds)."""
+    """`plus` (ratios, rates, seeds, 2)."""
     found = [[[plus_run(ratio, lr, seed) for seed in SEEDS] for lr in PLUS_RATES] for ratio in RATIOS]
     return {"plus": np.array(found, np.uint16)}
 
