@@ -4,8 +4,9 @@ The first one trains while you watch; the others read tables of many runs, which
 lora_edu.models.finetuning_tables` computes again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,6 +38,7 @@ from lora_edu.models.finetuning_tables import (
     adapted,
     problem,
 )
+from lora_edu.models.mlp import SIZES
 from lora_edu.plots import finetuning as plots
 from lora_edu.plots.picture import Picture
 
@@ -67,36 +69,42 @@ def turned_accuracies() -> dict[str, np.ndarray]:
     return found | {"untouched": curves[0, :, 0], "upright": _share(_table("upright"))}
 
 
-def compute_opening() -> dict:
-    """What the first screen shows: ten digits and answers, and accuracies by way."""
+def compute_opening(others: Sequence[str] = ("scratch", "full", "last layer", "biases")) -> dict:
+    """Ten digits and a network's answers; accuracies of LoRA by rank, and of `others`."""
     task, _ = problem()
     shown = tables.pictured(task)
+    reached = turned_accuracies()
     upright, turned = (images[shown].reshape(-1, 8, 8) for images in (task.upright[0], task.test[0]))
     return {
         "images": [upright, turned, turned],
         "answers": _table("answers"),
         "wanted": np.arange(10),
         "ranks": RANKS,
-        "ways": {way: mean_and_error(values) for way, values in turned_accuracies().items() if way in WAYS},
+        "ways": {way: mean_and_error(reached[way]) for way in (*others, *(f"r = {rank}" for rank in RANKS))},
     }
+
+
+@cache
+def shipped_curves(change: str) -> dict:
+    """Mean accuracy of ten splits by step, for every way."""
+    means = _share(_table("curves")[CURVE_CHANGES.index(change)]).mean(axis=1)  # (ways, points)
+    return {"steps": np.arange(0, DIGIT_STEPS + 1, EVERY), "shipped": dict(zip(WAYS, means, strict=True))}
 
 
 def run_live(rank: int, change: str, base: str) -> Iterator[dict]:
     """A LoRA on the first split, and after every `EVERY` steps its curve so far and its answers to ten digits."""
     task, model = problem(change)
     shown = tables.pictured(problem()[0])
-    shipped = _share(_table("curves")[CURVE_CHANGES.index(change)]).mean(axis=1)  # (ways, points)
     after, records = adapted(base, model, task, rank, every=EVERY)
     numbers = {
         "rank": rank,
         "change": change,
         "base": base,
-        "steps": np.arange(0, DIGIT_STEPS + 1, EVERY),
-        "shipped": dict(zip(WAYS, shipped, strict=True)),
+        **shipped_curves(change),
         "images": [task.test[0][shown].reshape(-1, 8, 8)],
         "wanted": task.test[1][shown],
         "trained": after.trained_count,
-        "of": sum(array.size for array in model.parameters().values()),
+        "total": sum(array.size for array in model.parameters().values()),
     }
     curve = [after.accuracy(*task.test)]
     for record in records:
@@ -113,12 +121,11 @@ def run_live(rank: int, change: str, base: str) -> Iterator[dict]:
 
 def explain_live(n: dict) -> str:
     """What is trained, and what it brought."""
-    full = n["shipped"]["full"][-1]
+    layers = " + ".join(f"{min(n['rank'], out)} · ({width} + {out})" for width, out in pairwise(SIZES))
+    full, share = n["shipped"]["full"][-1], n["trained"] / n["total"]
     return (
-        f"Rank {n['rank']} trains rank · (in + out) numbers in each layer: {n['rank']} · (64 + 128) + {n['rank']} · "
-        f"(128 + 64) + {n['rank']} · (64 + 32) + {min(n['rank'], 10)} · (32 + 10) = {n['trained']:,} of {n['of']:,}, "
-        f"{n['trained'] / n['of']:.0%}. From {n['curve'][0]:.3f} to {n['curve'][-1]:.3f} in this split; full "
-        f"fine-tuning reaches {full:.3f} in the mean of ten"
+        f"rank · (in + out) numbers a layer: {layers} = {n['trained']:,} of {n['total']:,}, {share:.0%}. From "
+        f"{n['curve'][0]:.3f} to {n['curve'][-1]:.3f} in this split; full fine-tuning {full:.3f}, mean of ten"
     )
 
 
@@ -130,6 +137,12 @@ def live() -> LiveExplorer:
         "base": choice("base", {name: name for name in BASES}, "fp32"),
     }
     return LiveExplorer("live", controls, run_live, plots.live, explain_live)
+
+
+def compute_changes() -> list[tuple[str, dict]]:
+    """The mean curve of LoRA at rank 4 among those of the other ways, change by change."""
+    found = [(change, shipped_curves(change)) for change in CURVE_CHANGES]
+    return [(change, {**n, "rank": 4, "base": "fp32", "curve": n["shipped"]["r = 4"]}) for change, n in found]
 
 
 @cache
@@ -259,11 +272,10 @@ def compute_repair() -> dict:
     return {**found, "ranks": BASE_RANKS}
 
 
-def _picked(runs) -> tuple[float, int]:
-    """From (rates, splits, 2): test accuracy at the rate with the best mean on validation images, and its place."""
-    validation, test = np.moveaxis(np.asarray(runs, np.float64).mean(axis=-2), -1, 0)
-    at = int(np.argmax(validation))
-    return float(test[at] / TESTED), at
+def _picked(runs) -> tuple[np.ndarray, int]:
+    """From (rates, splits, 2): test accuracies at the rate with the best mean on validation images, and its place."""
+    at = int(np.argmax(runs[..., 0].mean(axis=-1)))
+    return _share(runs[at, :, 1]), at
 
 
 @cache
@@ -275,8 +287,9 @@ def rate_tables() -> dict:
         picked = [[_picked(runs) for runs in by_rank] for by_rank in table]
         found[optimizer] = {
             "mean": dict(zip(RULES, means, strict=True)),
-            "tuned": {rule: np.array([share for share, _ in row]) for rule, row in zip(RULES, picked, strict=True)},
+            "tuned": {rule: np.array([one.mean() for one, _ in row]) for rule, row in zip(RULES, picked, strict=True)},
             "best": {rule: [RATES[at] for _, at in row] for rule, row in zip(RULES, picked, strict=True)},
+            "gap": mean_and_error(picked[1][-1][0] - picked[0][-1][0]),
         }
     return found
 
@@ -291,6 +304,7 @@ def compute_rates(optimizer: str, lr: float) -> dict:
         "at_rate": {rule: curves[:, at] for rule, curves in found["mean"].items()},
         "tuned": found["tuned"],
         "best": found["best"],
+        "gap": found["gap"],
         "rank_256": float(found["mean"]["α / r"][-1, at]),
         "rank_256_rslora": float(found["mean"]["α / √r"][-1, at]),
     }
@@ -303,7 +317,7 @@ def explain_rates(n: dict) -> str:
     return (
         f"Rank 256, {n['optimizer']} at {n['lr']:g}: α / r = 16 / 256 = 0.0625 gives {at['α / r']}, α / √r = 16 / 16 = "
         f"1 gives {at['α / √r']}. Each at the rate its validation images pick: {best['α / r']}, and {best['α / √r']}. "
-        "Thin lines: the same for every rank; 0 means that it diverged"
+        f"The second less the first: {n['gap'][0]:.3f} ± {n['gap'][1]:.3f}. 0 means that it diverged"
     )
 
 
@@ -334,7 +348,8 @@ def compute_plus() -> dict:
     return {
         "rates": tables.PLUS_RATES,
         "curves": dict(zip(RATIOS, _share(table[..., 1]).mean(axis=-1), strict=True)),
-        "tuned": {ratio: _picked(runs)[0] for ratio, runs in zip(RATIOS, table, strict=True)},
+        "tuned": {ratio: mean_and_error(_picked(runs)[0]) for ratio, runs in zip(RATIOS, table, strict=True)},
+        "gain": mean_and_error(_picked(table[RATIOS.index(16)])[0] - _picked(table[0])[0]),
     }
 
 

@@ -251,7 +251,7 @@ def _first_change(seed) -> np.ndarray:
 
 
 def measure_fixes() -> dict:
-    """`fixes` (FIXES, ranks, seeds); and of the pictured seed the first weight and the trained pairs, for a picture."""
+    """`fixes` (FIXES, ranks, seeds); of the pictured seed `fix_weight`, the first weight, and `fix_trained` by rank."""
     found = np.array([[fixes(rank, seed) for seed in SEEDS] for rank in FIX_RANKS], np.uint16)
     task, base = problem(seed=PICTURED_SEED, sizes=SQUARE)
     pairs = [trained_pair(base, task, rank, PICTURED_SEED).adapter["fc1"] for rank in FIX_RANKS]

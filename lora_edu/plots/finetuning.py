@@ -5,7 +5,7 @@ from matplotlib import colormaps
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from lora_edu.plots.picture import Panel, Picture
+from lora_edu.plots.picture import Panel, Picture, repeated
 from lora_edu.plots.style import COLOUR, SIGNED
 
 WAYS = {  # way -> colour, dash
@@ -69,7 +69,7 @@ class AccuracyByRank(Panel):
         mean, error = np.array([numbers["ways"][f"r = {rank}"] for rank in ranks]).T
         ax.errorbar(range(len(ranks)), mean, error, color=LORA, marker="o", ms=7, capsize=3, zorder=3)
         ax.text(0.15, mean[0] - 0.015, "LoRA", color=LORA, weight="bold", va="top")
-        others = ("scratch", "full", "last layer", "biases")
+        others = [way for way in numbers["ways"] if way in WAYS]
         heights = [numbers["ways"][way][0] for way in others]
         for way, height, y in zip(others, heights, apart(heights, 0.04), strict=True):
             colour, dash = WAYS[way]
@@ -99,12 +99,19 @@ def _describe_opening(n):
     )
 
 
+def by_rank(numbers) -> Picture:
+    """Accuracy by rank among the other ways, alone."""
+    found = ", ".join(f"{way} {mean:.2f}" for way, (mean, _) in numbers["ways"].items())
+    sentence = f"line chart of the accuracy on turned digits by rank, among lines of other ways: {found}"
+    return Picture((7.2, 3.8), "A", {"A": lambda ax: AccuracyByRank(ax, numbers)}, numbers, lambda _: sentence)
+
+
 class Growing(Panel):
     """Accuracy by step: a run that grows, among the means of runs that were made before."""
 
-    def __init__(self, ax):
+    def __init__(self, ax, room=730):
         super().__init__(ax)
-        ax.set(xlim=(0, 730), ylim=(0, 1.02), xlabel="step", ylabel="accuracy on the changed digits")
+        ax.set(xlim=(0, room), ylim=(0, 1.02), xlabel="step", ylabel="accuracy on the changed digits")
         ax.xaxis.set_major_locator(FixedLocator([0, 140, 280, 420, 560]))
         self.lines, self.labels = {}, {}
         for way in ("r = 1", "r = 16"):
@@ -117,7 +124,9 @@ class Growing(Panel):
 
     def _line(self, way, colour, dash, width):
         self.lines[way] = self.moves(self.ax.plot([], [], dash, color=colour, lw=width))[0]
-        self.labels[way] = self.moves(self.ax.text(572, 0, way, color=colour, fontsize=9, va="center"))
+        self.labels[way] = self.moves(
+            self.ax.text(560 + 0.035 * self.ax.get_xlim()[1], 0, way, color=colour, fontsize=9, va="center")
+        )
 
     def update(self, numbers):
         steps, shipped, curve = numbers["steps"], numbers["shipped"], numbers["curve"]
@@ -153,6 +162,21 @@ def _describe_live(n):
         f"line chart of the accuracy after {n['change']} while a LoRA of rank {n['rank']} over a {n['base']} base is "
         f"trained: it ends near {n['about']:.1f}; means of other ways: {compared}; below, ten digits and the answers"
     )
+
+
+def changes(states) -> Picture:
+    """The same curves for several changes, each with LoRA of rank 4 in bold."""
+
+    def describe(_):
+        found = "; ".join(
+            f"{title}: "
+            + ", ".join(f"{way} {n['shipped'][way][-1]:.2f}" for way in ("full", "scratch", "last layer"))
+            + f", LoRA {n['curve'][-1]:.2f}"
+            for title, n in states
+        )
+        return f"line charts of the accuracy by step after three changes, at the end: {found}"
+
+    return repeated(lambda ax: Growing(ax, room=900), len(states), states, (10, 3.8), describe)
 
 
 class WhereItPays(Panel):
@@ -459,6 +483,7 @@ class AtRate(Panel):
         ax.tick_params(labelleft=False)
         self.title = self.moves(ax.text(0, 1.02, "", transform=ax.transAxes, va="bottom", fontsize=11))
         ax.set_title(" ")
+        ax.text(0.03, 0.03, "thin: each at its own best rate", transform=ax.transAxes, fontsize=9)
         self.tuned, self.lines, self.labels = {}, {}, {}
         for y, (rule, (colour, dash, marker)) in zip((0.95, 0.87), RULE_LINES.items(), strict=True):
             self.tuned[rule] = self.moves(ax.plot([], [], dash, color=colour, lw=1, alpha=0.6))[0]
@@ -541,12 +566,12 @@ class Plus(Panel):
 
     def __init__(self, ax, numbers):
         super().__init__(ax)
-        for ratio, (colour, dash, marker) in RATIO_LINES.items():
+        for y, (ratio, (colour, dash, marker)) in zip((0.14, 0.24, 0.34), RATIO_LINES.items(), strict=True):
             curve = numbers["curves"][ratio]
             ax.plot(numbers["rates"], curve, dash, marker=marker, color=colour, ms=6)
             top = int(np.argmax(curve))
             label = "plain LoRA" if ratio == 1 else f"B {ratio} times as fast"
-            ax.text(numbers["rates"][0] * 0.92, curve[0] + 0.03, label, color=colour, weight="bold", fontsize=9)
+            ax.text(0.0031, y, f"{SIGNS[marker]} {label}", color=colour, weight="bold", fontsize=9)
             ax.plot(numbers["rates"][top], curve[top], "o", ms=14, mfc="none", mec=colour, mew=2)
         ax.set(
             xscale="log", xlim=(2.4e-4, 0.13), ylim=(0, 1), xlabel="learning rate of A", ylabel="accuracy, 100 steps"
