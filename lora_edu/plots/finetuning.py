@@ -483,7 +483,7 @@ class AtRate(Panel):
         ax.tick_params(labelleft=False)
         self.title = self.moves(ax.text(0, 1.02, "", transform=ax.transAxes, va="bottom", fontsize=11))
         ax.set_title(" ")
-        ax.text(0.03, 0.03, "thin: each at its own best rate", transform=ax.transAxes, fontsize=9)
+        ax.text(0.98, 0.03, "thin: each at its best rate", transform=ax.transAxes, fontsize=9, ha="right")
         self.tuned, self.lines, self.labels = {}, {}, {}
         for y, (rule, (colour, dash, marker)) in zip((0.95, 0.87), RULE_LINES.items(), strict=True):
             self.tuned[rule] = self.moves(ax.plot([], [], dash, color=colour, lw=1, alpha=0.6))[0]
