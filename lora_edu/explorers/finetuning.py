@@ -1,7 +1,6 @@
 """Explorers of the chapter on fine-tuning: a run to watch, where transfer pays, the perfect fix, and learning rates.
 
-The first one trains while you watch; the others read tables of many runs, which `python -m
-lora_edu.models.finetuning_tables` computes again.
+The first one trains while you watch; the others read tables of many runs, made by `lora_edu.models.finetuning_tables`.
 """
 
 from collections.abc import Iterator, Sequence
