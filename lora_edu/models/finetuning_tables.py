@@ -1,7 +1,7 @@
 r"""The slow tables of the chapter on fine-tuning: `python -m lora_edu.models.finetuning_tables` computes all of them.
 
-It takes about a quarter of an hour; `… finetuning_tables rates plus` computes these two again and keeps the others. Every
-table is one function here, so that a test can compute a part again. Accuracies are kept as the number of test
+It takes about a quarter of an hour; names after the command, `rates plus`, compute these again and keep the others.
+Every table is one function here, so that a test can compute a part again. Accuracies are kept as the number of test
 images answered correctly (of 347), which is exact and small; a run that diverged counts as 0.
 """
 
