@@ -429,7 +429,7 @@ def size_text(count: float) -> str:
 class MemoryBars(Panel):
     """Weights, gradients and optimizer state of three methods, in shares of what full fine-tuning holds."""
 
-    def __init__(self, ax, compact=False):
+    def __init__(self, ax, compact=False, keyed=True):
         super().__init__(ax)
         self.compact = compact
         ax.set(
@@ -447,10 +447,10 @@ class MemoryBars(Panel):
         self.texts = self.moves([ax.text(0, row, "", va="center", fontsize=9.5) for row in range(3)])
         if not compact:
             ax.set_xlabel("share of what full fine-tuning holds (activations left out)")
-            for x, (part, colour) in zip((0.0, 0.13, 0.28), PARTS.items(), strict=True):
-                ax.text(
-                    x, -0.62, {"optimizer": "Adam's averages"}.get(part, part), color=colour, fontsize=10, weight="bold"
-                )
+        places = [(0.72, 0.9), (0.72, 1.35), (0.72, 1.8)] if compact else [(0, -0.62), (0.13, -0.62), (0.28, -0.62)]
+        for (x, y), (part, colour) in zip(places, PARTS.items(), strict=True):
+            name = {"optimizer": "Adam's averages"}.get(part, part) if keyed else ""
+            ax.text(x, y, name, color=colour, fontsize=10, weight="bold", va="center")
 
     def update(self, numbers):
         whole = sum(numbers["parts"]["full"])
@@ -467,9 +467,9 @@ class MemoryBars(Panel):
 
 
 def _card(count: float) -> str:
-    """The smallest graphics card that holds so many bytes."""
+    """The smallest graphics card that holds so many bytes, and no activations."""
     fits = [card for card in CARDS if count <= card]
-    return "" if count < 1e9 else f",  a {fits[0] / 1e9:.0f} GB card" if fits else ",  no single card"
+    return "" if count < 1e9 else f",  fits {fits[0] / 1e9:.0f} GB" if fits else ",  fits no card"
 
 
 def memory(numbers) -> Picture:
@@ -492,7 +492,8 @@ def memories(states) -> Picture:
         )
         return f"bar charts of what training holds, activations left out: {found}"
 
-    return repeated(lambda ax: MemoryBars(ax, compact=True), 2, states, (10, 4.6), describe)
+    first = iter([True] + [False] * len(states))
+    return repeated(lambda ax: MemoryBars(ax, compact=True, keyed=next(first)), 2, states, (10, 4.6), describe)
 
 
 class Shares(Panel):
