@@ -117,7 +117,12 @@ def best_few_rate(base: CharTransformer, way: Way, words) -> float:
 
 def strengths(model: CharTransformer) -> np.ndarray:
     """Bits per letter of (male, female) test names with B at each of `STRENGTHS`: (strengths, 2) float32."""
-    return np.array([bits(stronger(model, strength), ["a"])[2:] for strength in STRENGTHS], np.float32)
+    return np.array([both_languages(stronger(model, strength)) for strength in STRENGTHS], np.float32)
+
+
+def both_languages(model: CharTransformer) -> tuple[float, float]:
+    """Bits per letter of (male, female) test names."""
+    return model.bits_per_character(*held_out()["male"]), model.bits_per_character(*held_out()["female"])
 
 
 def stronger(model: CharTransformer, strength: float) -> CharTransformer:

@@ -297,7 +297,7 @@ class FewNames(Panel):
     def __init__(self, ax, numbers):
         super().__init__(ax)
         counts = numbers["counts"]
-        ax.set(xscale="log", xlim=(60, 1250), ylim=(3.25, 4.6), xlabel="male names to learn from")
+        ax.set(xscale="log", xlim=(52, 1250), ylim=(3.25, 4.6), xlabel="male names to learn from")
         ax.set_ylabel("bits per letter, other male names")
         ax.xaxis.set_major_locator(FixedLocator(counts))
         ax.set_xticklabels([str(count) for count in counts])
