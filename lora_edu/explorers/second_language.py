@@ -422,7 +422,7 @@ def run_teach(words: str, rank: int, layers: str) -> Iterator[dict]:
             "curves": {name: (list(steps), list(values)) for name, (steps, values) in seen.items()},
             "gained": round(seen["male"][1][0] - seen["male"][1][-1], 1),  # coarse: training wobbles between machines
             "lost": round(seen["female"][1][-1] - seen["female"][1][0], 1),
-            "heading": f"after {step} steps",
+            "heading": f"step {step}",
             "before": first,
             "after": said,
             "real": frozenset(learned),
