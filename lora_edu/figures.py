@@ -23,6 +23,7 @@ CHAPTERS = (
     "real_model",
     "finetuning",
     "real_files",
+    "second_language",
 )
 INDEX = "README.md"
 

@@ -147,9 +147,10 @@ def test_names_start_of_a_run():
     assert set(NAME_RATES) >= set(DIGIT_RATES)
 
 
-def test_few_names_are_taken_from_the_front():
-    _, records = fine_tune_names(CharTransformer.pretrained(), "last layer", count=100, steps=2, every=2)
-    assert len(list(records)) == 2
+def test_the_names_to_learn_from_may_be_any():
+    _, records = fine_tune_names(CharTransformer.pretrained(), "last layer", words=["ada"] * 70, steps=40, every=40)
+    *_, last = records
+    assert last.loss < 0.5 and last.metrics["male"] > 4
 
 
 def test_a_method_that_does_not_exist_is_refused():

@@ -15,7 +15,7 @@ FLOORS = {
     ),
     **dict.fromkeys(["blockwise", "linear", "theory"], 1),
     **dict.fromkeys(["qlora", "adapter", "variants", "initialise", "optimal"], 2),
-    **dict.fromkeys(["training", "datasets"], 3),
+    **dict.fromkeys(["training", "datasets", "memory"], 3),
     **dict.fromkeys(["models", "interop"], 4),
     "plots": 5,
     **dict.fromkeys(["explorers", "classroom", "series"], 6),

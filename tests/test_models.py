@@ -208,6 +208,18 @@ def test_every_layer_starts_with_an_a_of_its_own():
     assert all(np.array_equal(a, again.trained()[name]) for name, a in model.trained().items())
 
 
+@pytest.mark.parametrize("count", [1, 2, 400])
+def test_without_its_adapter_a_model_is_its_base_bit_for_bit(count):
+    """Also where `LoraLinear` itself multiplies few rows in another order."""
+    base = CharTransformer.pretrained()
+    model = adapt(base, LoraConfig(rank=2))
+    model.assign({name: array + np.float32(0.1) for name, array in model.trained().items()})
+    ids, _ = encode_names(names("male").test[:count])
+    assert not np.allclose(model.forward(ids), base.forward(ids))
+    with model.without_adapter():
+        assert np.array_equal(model.forward(ids), base.forward(ids))
+
+
 def short_run(model, x, y, lr=0.01, steps=5):
     return [record.loss for record in train(model, minibatches(x, y, 8, steps), Adam(lr))]
 

@@ -55,6 +55,12 @@ def minilm_measured() -> dict[str, np.ndarray]:
 
 
 @cache
+def names_measured() -> dict[str, np.ndarray]:
+    """A name transformer's second language: the tables of `lora_edu.models.name_tables.measure`; read only."""
+    return _load("names_measured.npz")
+
+
+@cache
 def finetuning_measured() -> dict[str, np.ndarray]:
     """Fine-tuning on digits: the tables of `lora_edu.models.finetuning_tables`; read only."""
     return _load("finetuning_measured.npz")

@@ -99,7 +99,7 @@ def fine_tune_names(
     base: CharTransformer,
     method: str = "LoRA",
     *,
-    count: int | None = None,
+    words: Sequence[str] | None = None,
     rank: int = 4,
     alpha: float | None = None,
     targets=ALL_LINEAR,
@@ -112,11 +112,15 @@ def fine_tune_names(
 ) -> Run:
     r"""A copy of `base` and the records of its fine-tuning on male names.
 
-    Metrics are bits per letter: `male` on names held out for choosing settings, `female` on what it knew before. The
-    arguments are those of `fine_tune_digits`; `count` takes only the first so many names to learn from.
+    Metrics are bits per letter: `male` on names held out for choosing settings, `female` on what it knew before.
+
+    Parameters
+    ----------
+    words : sequence of str, optional
+        Names to learn from, all male training names unless given. The others are those of `fine_tune_digits`.
     """
     model = prepare(base, method, _config(method, rank, alpha, targets), seed, **quantization)
-    x, y = encode_names(names("male").train[:count])
+    x, y = encode_names(names("male").train if words is None else words)
     male, female = encode_names(names("male").validation), encode_names(names("female").validation)
     lr = NAME_RATES[method] if lr is None else lr
     return model, train(
@@ -181,10 +185,13 @@ def energy_ranks(matrix, share: float = 0.9) -> tuple[float, int]:
     return float(np.exp(-np.sum(energy * np.log(energy)))), int(np.searchsorted(np.cumsum(energy), share) + 1)
 
 
-def _config(method, rank, alpha, targets) -> LoraConfig | None:
-    if method not in ("LoRA", "QLoRA"):
-        return None
+def adapter_config(rank: int, alpha: float | None = None, targets=ALL_LINEAR) -> LoraConfig:
+    """Of the chapters' adapters: alpha is 2 · rank unless given, A starts as in PEFT."""
     return LoraConfig(rank=rank, alpha=2 * rank if alpha is None else alpha, target_modules=targets, init="kaiming")
+
+
+def _config(method, rank, alpha, targets) -> LoraConfig | None:
+    return adapter_config(rank, alpha, targets) if method in ("LoRA", "QLoRA") else None
 
 
 def _two_bits(weight, block_size):

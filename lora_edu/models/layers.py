@@ -8,7 +8,7 @@ Activations are rows: (rows, features), one image or one letter a row. A gradien
 
 import numpy as np
 
-from lora_edu.linear import LoraLayer
+from lora_edu.linear import LoraLayer, LoraLinear
 from lora_edu.training.gradients import layer_gradients
 
 LAYER_NORM_EPSILON = 1e-5
@@ -46,15 +46,19 @@ class Linear(Layer):
 
     def forward(self, x):
         self.x = x  # (rows, in)
-        y = x @ self.arrays["weight"].T  # (rows, in) @ (in, out) -> (rows, out)
-        if "bias" in self.arrays:
-            y += self.arrays["bias"]
-        return y
+        return _linear(x, self.arrays["weight"], self.arrays.get("bias"))
 
     def backward(self, g):
         self._keep("weight", lambda: g.T @ self.x)  # (out, rows) @ (rows, in) -> (out, in)
         self._keep("bias", lambda: g.sum(axis=0))  # (out,)
         return g @ self.arrays["weight"]  # (rows, out) @ (out, in) -> (rows, in)
+
+
+def _linear(x, weight, bias):
+    y = x @ weight.T  # (rows, in) @ (in, out) -> (rows, out)
+    if bias is not None:
+        y += bias
+    return y
 
 
 class AdaptedLinear(Layer):
@@ -75,7 +79,10 @@ class AdaptedLinear(Layer):
 
     def forward(self, x):
         self.x = x
-        return self.lora.forward(x)
+        lora = self.lora
+        if isinstance(lora, LoraLinear) and not lora.enabled:  # the base's own arithmetic, to the last bit
+            return _linear(x, lora.weight.T if lora.config.fan_in_fan_out else lora.weight, lora.bias)
+        return lora.forward(x)
 
     def backward(self, g):
         found = layer_gradients(self.lora, self.x, g, self.lora.dropout_mask if self.lora.training else None)

@@ -9,6 +9,7 @@ from lora_edu.classroom.check.rank import delta_weight, directions_used, trainab
 from lora_edu.classroom.check.real_files import adapter_bytes, selected, sum_of_updates
 from lora_edu.classroom.check.real_model import masked_embedding, neighbour_agreement, word_ids
 from lora_edu.classroom.check.scaling import adam_first_step, gradient_b, scaling_factor
+from lora_edu.classroom.check.second_language import at_temperature, qlora_bytes, stopped_in_time
 
 __all__ = [
     "cut_for_data",
@@ -38,4 +39,7 @@ __all__ = [
     "neighbour_agreement",
     "trainable_count",
     "word_ids",
+    "at_temperature",
+    "qlora_bytes",
+    "stopped_in_time",
 ]
