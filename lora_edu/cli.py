@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_edu import environment, series
+from lora_edu.arithmetic import steady
 from lora_edu.interop.errors import FileFormatError
 
 __all__ = ["main"]
@@ -138,9 +139,9 @@ def _figures(parser: argparse.ArgumentParser) -> Run:
         folder = options.folder or figures.figure_folder()
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}; name one with --folder")
-        if os.environ.get("OPENBLAS_NUM_THREADS") != "1":  # one thread adds in one order; NumPy is loaded already
+        if os.environ != steady(os.environ):  # too late for this process: NumPy is loaded already
             again = [sys.executable, "-m", "lora_edu", "figures", f"--folder={folder}", *["--check"] * options.check]
-            return subprocess.run(again, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}).returncode
+            return subprocess.run(again, env=steady(os.environ)).returncode
         differing = figures.regenerate(folder, check=options.check)
         return 1 if options.check and differing else 0
 

@@ -9,6 +9,7 @@ from html import escape
 from importlib.metadata import version
 from pathlib import Path
 
+from lora_edu.arithmetic import fingerprint
 from lora_edu.files import write_atomically
 
 CHAPTERS = ("start", "rank", "scaling", "merge", "nf4_error", "limit", "build_nf4", "real_model", "real_files")
@@ -54,8 +55,8 @@ def draw() -> dict[str, bytes]:
 def regenerate(folder: Path, check: bool = False, say: Callable[[str], None] = print) -> list[str]:
     r"""Draw every figure into `folder`, or with `check` compare: the files that differed or are left over.
 
-    Bytes are compared under the versions that the index records; under others, only which figures there are and what
-    is said of them.
+    Bytes are compared under the versions and the arithmetic that the index records; under others, only which figures
+    there are and what is said of them.
     """
     drawn = draw()
     stored = {path.name: path.read_bytes() for path in folder.glob("*") if path.suffix in (".svg", ".png", ".md")}
@@ -81,7 +82,7 @@ def regenerate(folder: Path, check: bool = False, say: Callable[[str], None] = p
 
 
 def _recorded() -> str:
-    return f"drawn by matplotlib {version('matplotlib')} and Pillow {version('pillow')}"
+    return f"drawn by matplotlib {version('matplotlib')} and Pillow {version('pillow')}, arithmetic {fingerprint()}"
 
 
 def _without_version(index: bytes) -> bytes:

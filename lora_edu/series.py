@@ -9,12 +9,17 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from lora_edu.arithmetic import steady
 from lora_edu.files import write_atomically, write_temporary
 from lora_edu.models import minilm
 
@@ -137,9 +142,8 @@ def execute(path: Path) -> bytes:
         resources={"metadata": {"path": str(path.resolve().parent)}},
     )
     client.km = AsyncKernelManager(kernel_name=KERNELSPEC["name"], kernel_spec_manager=ThisPython())
-    # One BLAS thread keeps sums in one order; an empty profile keeps the reader's startup files out.
-    with tempfile.TemporaryDirectory() as profile:
-        client.execute(env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "IPYTHONDIR": profile})
+    with tempfile.TemporaryDirectory() as profile:  # an empty one keeps the reader's startup files out
+        client.execute(env={**steady(os.environ), "IPYTHONDIR": profile})
     return canonical(notebook)
 
 
@@ -166,38 +170,41 @@ def regenerate(
 
     A notebook that cannot run here (`why_not`) is skipped with the reason, and stays as it is stored.
 
-    Text must be equal byte for byte. Pictures are compared pixel by pixel, and only under the matplotlib version that
-    is recorded in the notebook (`metadata.lora_edu.matplotlib`), because another version draws other pixels.
+    Text must be equal byte for byte. Pictures are compared pixel by pixel, and only under the matplotlib version and
+    the arithmetic that are recorded in the notebook (`metadata.lora_edu`), because others draw other pixels.
 
     Returns
     -------
     list of str
         The names of the notebooks that differed from what was stored (and were written, unless `check`).
     """
-    from importlib.metadata import version
-
     import nbformat
 
-    installed = version("matplotlib")
+    here = drawn_by()
+    paths = notebook_paths(folder, names)
+    reasons = {path: why_not(path) for path in paths}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a kernel is a process: one for each core
+        executed = {path: pool.submit(execute, path) for path in paths if not reasons[path]}
     differing = []
-    for path in notebook_paths(folder, names):
-        if reason := why_not(path):
-            say(f"{path.name}: skipped, because {reason}")
+    for path in paths:
+        if reasons[path]:
+            say(f"{path.name}: skipped, because {reasons[path]}")
             continue
         stored = path.read_bytes()
-        fresh = nbformat.reads(execute(path).decode("utf-8"), as_version=4)
-        recorded = fresh.metadata.get("lora_edu", {}).get("matplotlib")
+        fresh = nbformat.reads(executed[path].result().decode("utf-8"), as_version=4)
+        recorded = dict(fresh.metadata.get("lora_edu", {}))
         if check:
-            if recorded not in (None, installed):
-                say(f"{path.name}: pictures not compared, they were drawn by matplotlib {recorded}, not {installed}")
-            found = _differences(stored, canonical(fresh), pictures=recorded in (None, installed))
-            if recorded is None:
-                found.append("metadata: no matplotlib version is recorded, so the pictures cannot be judged")
+            others = {name: found for name, found in recorded.items() if found != here.get(name)}
+            for name, found in others.items():
+                say(f"{path.name}: pictures not compared, they were drawn by {name} {found}, not {here.get(name)}")
+            found = _differences(stored, canonical(fresh), pictures=not others)
+            if not recorded.keys() >= here.keys():
+                found.append(f"metadata: {' and '.join(here)} are not recorded, so the pictures cannot be judged")
             say(f"{path.name}: " + ("differs from what its cells give" if found else "ok"))
             for difference in found:
                 say(difference)
         else:
-            fresh.metadata["lora_edu"] = {"matplotlib": installed}
+            fresh.metadata["lora_edu"] = here
             data = canonical(fresh)
             found = stored != data
             if found:
@@ -206,6 +213,13 @@ def regenerate(
         if found:
             differing.append(path.name)
     return differing
+
+
+def drawn_by() -> dict[str, str]:
+    r"""What the pixels of a picture depend on here: the matplotlib version, and the arithmetic of `execute`."""
+    asked = [sys.executable, "-m", "lora_edu.arithmetic"]
+    answer = subprocess.run(asked, env=steady(os.environ), capture_output=True, text=True, check=True)
+    return {"matplotlib": version("matplotlib"), "arithmetic": answer.stdout.strip()}
 
 
 def _differences(stored: bytes, fresh: bytes, pictures: bool) -> list[str]:

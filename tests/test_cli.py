@@ -115,7 +115,7 @@ def test_python_dash_m_is_the_same_command():
         assert name in run.stdout
 
 
-def test_figures_are_drawn_with_one_blas_thread_whatever_the_environment(monkeypatch, tmp_path):
+def test_figures_are_drawn_in_steady_arithmetic_whatever_the_environment(monkeypatch, tmp_path):
     seen = {}
 
     def run(command, env):

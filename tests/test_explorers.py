@@ -16,7 +16,7 @@ from lora_edu.plots.picture import DISPLAY_DPI
 CHAPTERS = [
     importlib.import_module(f"{explorers.__name__}.{module.name}")
     for module in pkgutil.iter_modules(explorers.__path__)
-    if module.name != "base"
+    if module.name not in ("base", "live")
 ]
 FACTORIES = [getattr(chapter, name) for chapter in CHAPTERS for name in chapter.__all__]
 NEED_MODEL = [getattr(chapter, name) for chapter in CHAPTERS for name in getattr(chapter, "NEEDS_MODEL", ())]

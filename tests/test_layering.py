@@ -10,7 +10,9 @@ import pytest
 # Modules, and packages with all they hold, by floor.
 FLOORS = {
     "validate": -1,  # the ground: checks that every floor may use
-    **dict.fromkeys(["config", "rng", "codebooks", "metrics", "precision", "environment", "files", "limit"], 0),
+    **dict.fromkeys(
+        ["config", "rng", "codebooks", "metrics", "precision", "environment", "files", "limit", "arithmetic"], 0
+    ),
     **dict.fromkeys(["blockwise", "linear", "theory"], 1),
     **dict.fromkeys(["qlora", "adapter", "variants", "initialise", "optimal"], 2),
     **dict.fromkeys(["training", "datasets"], 3),

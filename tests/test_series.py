@@ -80,7 +80,7 @@ def test_stored_notebook_is_canonical(folder):
     assert notebook["metadata"] == {
         "kernelspec": series.KERNELSPEC,
         "language_info": {"name": "python"},
-        "lora_edu": {"matplotlib": version("matplotlib")},
+        "lora_edu": {"matplotlib": version("matplotlib"), "arithmetic": series.drawn_by()["arithmetic"]},
     }
     text, prints, explorer, picture = notebook["cells"]
     assert [cell["id"] for cell in notebook["cells"]] == ["cell-0", "cell-1", "cell-2", "cell-3"]
@@ -144,14 +144,15 @@ def test_check_convicts_a_changed_picture(copy):
     assert "cell 3, In [3]" in said and "2 x 1 pixels" in said
 
 
-def test_pictures_of_another_matplotlib_are_not_compared_but_text_is(copy):
+@pytest.mark.parametrize("drawn_by", ["matplotlib", "arithmetic"])
+def test_pictures_of_another_machine_are_not_compared_but_text_is(copy, drawn_by):
     def change(notebook):
         another_picture(notebook)
-        notebook["metadata"]["lora_edu"]["matplotlib"] = "3.7.0"
+        notebook["metadata"]["lora_edu"][drawn_by] = "3.7.0"
 
     assert check(copy, change)[0] == []
     differing, said = check(copy, lambda notebook: notebook["cells"][1]["outputs"].clear())
-    assert "pictures not compared, they were drawn by matplotlib 3.7.0" in said
+    assert f"pictures not compared, they were drawn by {drawn_by} 3.7.0" in said
     assert differing == ["01_small.ipynb"] and "cell 1" in said and "cell 3" not in said
 
 
@@ -167,7 +168,7 @@ def test_pictures_are_compared_by_their_pixels():
     ("change", "named"),
     [
         (lambda notebook: notebook["metadata"].update(widgets={"state": {}}), "metadata: - stored"),
-        (lambda notebook: notebook["metadata"].pop("lora_edu"), "no matplotlib version is recorded"),
+        (lambda notebook: notebook["metadata"].pop("lora_edu"), "matplotlib and arithmetic are not recorded"),
         (lambda notebook: notebook["cells"][0]["metadata"].update(collapsed=True), "cell 0"),
         (lambda notebook: notebook["cells"][1].update(execution_count=7), "cell 1"),
     ],

@@ -56,7 +56,7 @@ class Explorer:
         )
         self._line = widgets.HTML()
         reset = widgets.Button(description="Reset", tooltip="Back to the state this explorer opened with")
-        reset.on_click(lambda _: self.reset())
+        reset.on_click(lambda _: self._move(self._defaults, self._follow))
         buttons = [self._button(label, action) for label, action in (actions or {}).items()]
         bar = widgets.HBox([*self.controls.values(), *buttons, reset], layout=widgets.Layout(flex_flow="row wrap"))
         self.widget = widgets.VBox([bar, self._image, self._line])
@@ -67,7 +67,7 @@ class Explorer:
 
     def _button(self, label, action) -> widgets.Button:
         button = widgets.Button(description=label)
-        button.on_click(lambda _: self.set(**action(self.state)))
+        button.on_click(lambda _: self._move(action(self.state), self._follow))
         return button
 
     @property
@@ -80,21 +80,28 @@ class Explorer:
         unknown = sorted(set(state) - set(self.controls))
         if unknown:
             raise ValueError(f"no control {', '.join(unknown)}; there are {', '.join(self.controls)}")
+        self._move(state, self._refresh)
+
+    def reset(self):
+        """Back to the default state."""
+        self.set(**self._defaults)
+
+    def _move(self, state, follow: Callable[[], None]):
         self._held = True
         try:
             for name, value in state.items():
                 self.controls[name].value = value
         finally:
             self._held = False
-            self._refresh()
-
-    def reset(self):
-        """Back to the default state."""
-        self.set(**self._defaults)
+            follow()
 
     def _changed(self, _):
         if not self._held:
-            self._refresh()
+            self._follow()
+
+    def _follow(self):
+        """What a hand on a control sets off; `set` and `reset` refresh at once in any case."""
+        self._refresh()
 
     def _refresh(self):
         self.numbers = self.compute(**self.state)
