@@ -54,6 +54,12 @@ def minilm_measured() -> dict[str, np.ndarray]:
     return _load("minilm_measured.npz")
 
 
+@cache
+def negation_measured() -> dict[str, np.ndarray]:
+    """How an adapter learns to hear "not": the tables of `lora_edu.models.negation_tables`; read only."""
+    return _load("negation_measured.npz")
+
+
 def tiny_llama() -> Path:
     """The folder of a PEFT adapter on q and v of a two-layer Llama with random weights, its base model beside it."""
     return Path(str(files(__package__) / "tiny_llama"))
