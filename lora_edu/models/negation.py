@@ -23,7 +23,7 @@ from lora_edu import datasets
 from lora_edu.config import LoraConfig
 from lora_edu.models import minilm
 from lora_edu.models.adapting import adapt
-from lora_edu.models.encoder import BATCH, QUERY_VALUE, SentenceEncoder, padded
+from lora_edu.models.encoder import BATCH, QUERY_VALUE, SentenceEncoder, UpperLayers, padded
 from lora_edu.training import Adam, Record, minibatches, train, warmup_cosine
 
 NEGATION = re.compile(r"\b(not|never|no|cannot)\b|n't\b")
@@ -81,9 +81,16 @@ def ids() -> np.ndarray:
 
 
 @cache
+def last_layer() -> UpperLayers:
+    """The last layer alone over all sentences of the task, under a classifier that knows nothing yet."""
+    return SentenceEncoder.pretrained().above(minilm.LAYERS - 1, ids())
+
+
+@cache
 def embeddings() -> np.ndarray:
-    """The frozen encoder's embeddings of the task: (490, 384)."""
-    return minilm.load().embed(task().sentences)
+    """The frozen encoder's embeddings of the task, (490, 384): by the last layer, which is asked again later."""
+    numbers = np.arange(len(ids()))
+    return np.concatenate([last_layer().embed(part) for part in np.split(numbers, numbers[BATCH::BATCH])])
 
 
 def fit_probe(embeddings, labels, ridge: float, steps: int = 30) -> Probe:
@@ -152,7 +159,12 @@ def standard_error(share: float, count: int) -> float:
 
 def encoder(probe: Probe) -> SentenceEncoder:
     """The pre-trained encoder with the probe as its classifier: its second logit less its first is the score."""
-    model = SentenceEncoder.pretrained()
+    return under(probe, SentenceEncoder.pretrained())
+
+
+def under(probe: Probe, model: SentenceEncoder) -> SentenceEncoder:
+    """A copy of `model` with the probe as its classifier."""
+    model = model.copy()
     weight, bias = (np.stack([-half, half]).astype(np.float32) for half in (probe.weight / 2, np.array(probe.bias / 2)))
     model.assign({"classifier.weight": weight, "classifier.bias": bias})
     return model
@@ -208,6 +220,12 @@ def load_adapter(base: SentenceEncoder, tables: Mapping[str, np.ndarray]) -> Sen
     return model
 
 
+def attention_received(model: SentenceEncoder) -> np.ndarray:
+    """By each token in the last layer, at the last forward pass: (sentences, length), each row adds up to 1."""
+    share = model.attention[model.block_names[-1]].share.mean(axis=1)  # (sentences, lookers, tokens)
+    return np.einsum("slt,sl->st", share, model.real) / model.counts  # the mean over lookers that are tokens
+
+
 def without_a_word(seed: int = 0) -> dict[str, np.ndarray]:
     r"""How far an embedding moves when a word is taken out of a sentence that says "not".
 
@@ -245,11 +263,10 @@ def reading(model: SentenceEncoder, sentence: str) -> dict:
     score = float(scores(model, one)[0])
     classifier = model.layers["classifier"].arrays
     weight, bias = (array[1] - array[0] for array in (classifier["weight"], classifier["bias"]))
-    x = model.tokens(one)  # (tokens, width)
-    share = model.attention[model.block_names[-1]].share[0]  # (heads, lookers, tokens)
+    attention, x = attention_received(model)[0], model.tokens(one)  # (tokens,), (tokens, width)
     return {
         "pieces": [tokenizer.pieces[i] for i in one[0]],
-        "attention": share.mean(axis=(0, 1)),
+        "attention": attention,
         "contribution": x @ weight / (len(x) * model.norms[0, 0]),
         "bias": float(bias),
         "score": score,

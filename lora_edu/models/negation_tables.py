@@ -38,10 +38,10 @@ def measure() -> dict[str, np.ndarray]:
     Returns
     -------
     dict of arrays
-        `grid_ridge`, `grid_train`, `grid_validation`, `grid_test`: the probe by ridge. `probe_weight`, `probe_bias`: that
-        of `negation.RIDGE`.
-        Accuracies on the test sentences: `by_rank` (ranks, seeds, looks); `qlora` (seeds, looks) and `nf4_probe`, over a
-        base in NF4; `by_target` (targets, seeds) in all layers, `by_last_target` in the last; `by_depth` (depths,
+        `grid_ridge`, `grid_train`, `grid_validation`, `grid_test`: the probe by ridge.
+        `probe_weight`, `probe_bias`: the probe of `negation.RIDGE`.
+        Accuracies on the test sentences: `by_rank` (ranks, seeds, looks); `qlora` (seeds, looks) and `nf4_probe` over
+        a base in NF4; `by_target` (targets, seeds) in all layers, `by_last_target` in the last; `by_depth` (depths,
         seeds); `by_count` (counts, seeds) beside `probe_by_count`, which has the ridge that suits the test best.
         `adapter/<name>`: A and B of rank 4, seed 0, float16.
         `pieces/<k>` (tokens,), `attention/<k>`, `contribution/<k>` (strengths, tokens), `score` (sentences, strengths):
@@ -73,8 +73,10 @@ def measure() -> dict[str, np.ndarray]:
     test = negation.scores(small, ids[task.test])
     tables["nf4_probe"] = np.array(negation.accuracy(test, task.labels[task.test]))
     tables["qlora"] = np.array([accuracies(small, quantize=True, seed=seed)[1] for seed in range(SEEDS)])
-    pair, *single = negation.TARGETS.items()
-    alone = [[accuracies(base, targets=t, seed=seed)[1][-1] for seed in range(SEEDS)] for _, t in single]
+    alone = [
+        [accuracies(base, targets=negation.TARGETS[name], seed=seed)[1][-1] for seed in range(SEEDS)]
+        for name in ("query", "value")
+    ]
     tables["by_target"] = np.array([[runs[negation.RANK, seed][1][-1] for seed in range(SEEDS)], *alone])
     tables |= last_layers(base, accuracies)
     tables |= by_count(accuracies)

@@ -6,7 +6,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from lora_edu.plots.picture import Panel, Picture, repeated
 from lora_edu.plots.style import COLOUR
 
-MOST_TOKENS, FEWEST_SLOTS = 24, 12
+MOST_TOKENS, FEWEST_SLOTS = 26, 12
 PROBE, ADAPTED, FOUR_BITS = COLOUR["W"], COLOUR["delta"], COLOUR["nf4"]
 LOOK_LIMIT, VOTE_LIMITS = 0.62, (-0.6, 2.6)
 ACCURACY = (0.70, 1.015)
@@ -160,7 +160,7 @@ class Grid(Panel):
             "validation": ("speeches left out in turn", COLOUR["A"], "--", "s"),
             "test": ("other presidents' speeches", COLOUR["limit"], "-", "o"),
         }
-        for name, (label, colour, dash, marker) in looks.items():
+        for name, (_, colour, dash, marker) in looks.items():
             ax.plot(grid["ridge"], grid[name], dash, color=colour, marker=marker)
         at = {"train": (0.012, 0.965, "bottom"), "validation": (0.0011, 0.885, "bottom"), "test": (0.006, 0.775, "top")}
         for name, (x, y, va) in at.items():
@@ -261,23 +261,29 @@ def by_rank(ranks, accuracies, quantized, start, probe, error) -> Picture:
 
     found = ", ".join(f"{shares.mean():.1%} at rank {rank}" for rank, shares in zip(ranks, accuracies, strict=True))
     sentence = (
-        f"dot plot of accuracy on other presidents' speeches, three runs each: {found}, {quantized.mean():.1%} at rank 4 "
-        f"over a base in NF4; the probe {probe:.1%}"
+        f"dot plot of accuracy on other presidents' speeches, three runs each: {found}, {quantized.mean():.1%} "
+        f"at rank 4 over a base in NF4; the probe {probe:.1%}"
     )
     return Picture((10, 3.7), "A", {"A": draw}, {}, lambda _: sentence)
 
 
-def what_is_adapted(targets, depths, probe, error) -> Picture:
-    """Test accuracy by which matrices, and by how many layers, are under the adapter: label -> accuracies."""
+def what_is_adapted(groups, probe, error) -> Picture:
+    """Test accuracy by what is under the adapter: title of a panel -> label -> accuracies."""
 
-    def panel(groups, title, labelled):
-        shares = [(values, ADAPTED) for values in groups.values()]
-        return lambda ax: Accuracies(ax, list(groups), shares, probe, error, title, labelled)
+    def panel(title, shares, first):
+        dots = [(values, ADAPTED) for values in shares.values()]
+        return lambda ax: Accuracies(ax, list(shares), dots, probe, error, title, first)
 
-    panels = {"A": panel(targets, "which matrices", True), "B": panel(depths, "in which layers", False)}
-    found = "; ".join(f"{name} {np.mean(values):.1%}" for name, values in (targets | depths).items())
+    panels = {
+        letter: panel(title, shares, letter == "A")
+        for letter, (title, shares) in zip("ABC", groups.items(), strict=True)
+    }
+    found = "; ".join(
+        f"{title}: " + ", ".join(f"{name} {np.mean(values):.1%}" for name, values in shares.items())
+        for title, shares in groups.items()
+    )
     sentence = f"dot plots of accuracy, three runs each, by what is adapted: {found}; the probe {probe:.1%}"
-    return Picture((10, 3.6), "AB", panels, {}, lambda _: sentence.replace("\n", " "))
+    return Picture((10, 3.6), "AAABBBCCCC", panels, {}, lambda _: sentence)
 
 
 class ByCount(Panel):
@@ -306,8 +312,8 @@ def by_count(counts, adapted, probes) -> Picture:
     """Fewer sentences: adapter and probe, three draws each."""
     few, many = (f"{adapted[k].mean():.0%} against {probes[k].mean():.0%}" for k in (0, -1))
     sentence = (
-        f"line chart of accuracy by the number of sentences, adapter against probe: {few} with {counts[0]}, {many} with "
-        f"{counts[-1]}"
+        f"line chart of accuracy by the number of sentences, adapter against probe: {few} with {counts[0]}, {many} "
+        f"with {counts[-1]}"
     )
     return Picture((10, 3.6), "A", {"A": lambda ax: ByCount(ax, counts, adapted, probes)}, {}, lambda _: sentence)
 
@@ -350,8 +356,8 @@ def live_run(numbers, steps) -> Picture:
     def describe(n):
         return (
             f"line charts by step, {n['sentences']} sentences to learn from, {n['adapted']} adapted: accuracy "
-            f"{n['accuracies'][-1]:.0%} from {n['probe']:.0%} of the probe, attention on the negation "
-            f"{n['attentions'][-1]:.0%} from {n['before']:.0%}"
+            f"{_over(n['accuracies'][-1])} from {_over(n['probe'])}, attention on the negation "
+            f"{_over(n['attentions'][-1])} from {_over(n['before'])}"
         )
 
     return Picture((10, 3.8), "AB", panels, numbers, describe)
@@ -363,7 +369,13 @@ def live_states(states, steps) -> Picture:
 
     def describe(_):
         return "line charts of accuracy by step: " + "; ".join(
-            f"{title}, {n['accuracies'][-1]:.0%} from {n['probe']:.0%}" for title, n in states
+            f"{title}, {_over(n['accuracies'][-1])} from {_over(n['probe'])}" for title, n in states
         )
 
     return repeated(panel, len(states), states, (10, 3.3), describe)
+
+
+def _over(share) -> str:
+    """To the tenth below: what training gives differs a little from machine to machine."""
+    tenth = int(10 * share) * 10
+    return f"over {tenth} %" if tenth else "under 10 %"
