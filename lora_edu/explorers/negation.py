@@ -24,12 +24,13 @@ __all__ = ["last_layer", "one_sentence"]
 NEEDS_MODEL = ("last_layer", "one_sentence")  # explorers that run the model itself
 SUGGESTIONS = [
     *READ[:2],
+    "We will not reach that goal today, or tomorrow.",
     "But our commitment to national safety is not a commitment to expand our military establishment indefinitely.",
     "Our country is vibrant and our economy is thriving like never before.",
     "Still, in this economy, a high school diploma no longer guarantees a good job.",
     "The terrorists oppose every principle of humanity and decency that we hold dear.",
-    READ[3],
     READ[2],
+    "Nothing is impossible.",
     "There is nothing to fear.",
     "We can do it without help.",
     "Nor will we wait.",
@@ -240,7 +241,7 @@ def opening_picture() -> Picture:
 
 def dial() -> Picture:
     """Three sentences while the adapter is turned up: with the word, without it, and one that it mishears."""
-    titles = {0: "with “not”", 1: "without it", 3: "“only”: misheard"}
+    titles = {0: "with “not”", 1: "without it", 2: "“only”: misheard"}
     strengths = (0.0, 0.5, 1.0)
     states = [(f"{titles[k]}, strength {s:g}", stored_sentence(k, s)) for k in titles for s in strengths]
     return plots.sentences_apart(states, len(strengths))

@@ -25,9 +25,8 @@ COUNTS = (16, 32, 64, 128, 258)  # sentences to learn from
 EVERY = 8  # steps between two looks at the test sentences
 STRENGTHS = tuple(round(0.1 * k, 1) for k in range(16))
 READ = (  # what the figures take apart, at every strength
-    "We will not reach that goal today, or tomorrow.",
-    "We will reach that goal today, or tomorrow.",
-    "Nothing is impossible.",
+    "American footprints on distant worlds are not too big a dream.",
+    "American footprints on distant worlds are too big a dream.",
     "It will only happen if we fix our politics.",
 )
 

@@ -8,8 +8,8 @@ from lora_edu.plots.style import COLOUR
 
 MOST_TOKENS, FEWEST_SLOTS = 26, 12
 PROBE, ADAPTED, FOUR_BITS = COLOUR["W"], COLOUR["delta"], COLOUR["nf4"]
-LOOK_LIMIT, VOTE_LIMITS = 0.62, (-0.6, 2.6)
-ACCURACY = (0.70, 1.015)
+LOOK_LIMIT, VOTE_LIMITS = 0.75, (-1.1, 2.2)
+ACCURACY = (0.79, 1.012)
 
 
 class TokenBars(Panel):
@@ -69,19 +69,20 @@ class ByStrength(Panel):
         ax.set(xlabel="strength of the adapter")
         ax.set_title("probability of a negation")
         ax.axhline(0.5, color=COLOUR["faint"], lw=1)
-        ax.text(0.02, 0.515, "the probe", color=PROBE, fontsize=9)
         self.line = self.moves(ax.plot([], [], color=ADAPTED))[0]
         self.start = self.moves(ax.plot([], [], "s", color=PROBE, ms=8))[0]
         self.mark = self.moves(ax.plot([], [], "o", color=ADAPTED, ms=11, mec="white"))[0]
+        self.start_note = self.moves(ax.text(0.07, 0, "the probe", va="center", color=PROBE, fontsize=9))
         self.note = self.moves(ax.text(1.5, 0.5, "", ha="right", va="center", weight="bold", color=ADAPTED))
 
     def update(self, numbers):
         curve = numbers["curve"]
         self.line.set_data(self.strengths, curve)
         self.start.set_data([0], [curve[0]])
+        self.start_note.set_y(curve[0] + (0.055 if curve[0] < 0.5 else -0.055))
         self.mark.set_data([numbers["strength"]], [numbers["probability"]])
         self.note.set_text(f"{numbers['probability']:.2f}")
-        self.note.set_y(0.4 if numbers["probability"] > 0.5 else 0.6)
+        self.note.set_y(0.43 if numbers["probability"] > 0.5 else 0.57)
 
 
 def one_sentence(numbers, strengths) -> Picture:
@@ -162,14 +163,16 @@ class Grid(Panel):
         }
         for name, (_, colour, dash, marker) in looks.items():
             ax.plot(grid["ridge"], grid[name], dash, color=colour, marker=marker)
-        at = {"train": (0.012, 0.965, "bottom"), "validation": (0.0011, 0.885, "bottom"), "test": (0.006, 0.775, "top")}
+        at = {"train": (0.0011, 0.985, "top"), "validation": (0.0011, 0.885, "bottom"), "test": (0.006, 0.775, "top")}
         for name, (x, y, va) in at.items():
             ax.text(x, y, looks[name][0], color=looks[name][1], va=va)
         ax.axvline(chosen, color=COLOUR["faint"], lw=6, zorder=0)
-        ax.text(chosen * 1.15, 0.715, "chosen by the blue line", fontsize=9, color=COLOUR["muted"])
-        ax.set(xscale="log", ylim=ACCURACY, xlabel="ridge: how strongly large weights are punished", ylabel="accuracy")
+        ax.text(chosen * 1.15, 0.755, "chosen by the blue line", fontsize=9, color=COLOUR["muted"])
+        ax.set(
+            xscale="log", ylim=(0.74, 1.02), xlabel="ridge: how strongly large weights are punished", ylabel="accuracy"
+        )
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
     def update(self, numbers):
         pass
@@ -194,7 +197,7 @@ class Removed(Panel):
         tokens = np.arange(8, 27)
         constant = float(np.mean(moved["not"] * moved["tokens"]))
         ax.plot(tokens, constant / tokens, "--", color=COLOUR["limit"])
-        ax.text(8.6, constant / 8.6 + 0.012, f"{constant:.1f} / tokens", va="bottom")
+        ax.text(26, 0.25, f"{constant:.1f} / tokens", ha="right", va="center")
         rng = np.random.default_rng(0)
         looks = {"other": ("another word", PROBE, "x", 0.22), "not": ("“not”", ADAPTED, "o", -0.22)}
         for name, (label, colour, marker, shift) in looks.items():
@@ -202,13 +205,19 @@ class Removed(Panel):
             ax.plot(x, moved[name], marker, color=colour, ms=5, alpha=0.75, mew=1.2 if marker == "x" else 0.4)
             ax.text(
                 25.7,
-                0.72 if name == "not" else 0.63,
+                0.79 if name == "not" else 0.71,
                 f"without {label}: {moved[name].mean():.2f} in the mean",
                 color=colour,
                 ha="right",
                 weight="bold",
             )
-        ax.set(xlim=(7.5, 26), ylim=(0, 0.8), xlabel="tokens of the sentence", ylabel="the embedding moves by")
+        ax.set(
+            xlim=(7.5, 26.2),
+            ylim=(0, 0.85),
+            xticks=range(8, 27, 2),
+            xlabel="tokens of the sentence",
+            ylabel="the embedding moves by",
+        )
 
     def update(self, numbers):
         pass
@@ -231,13 +240,14 @@ class Accuracies(Panel):
         super().__init__(ax)
         ax.axhspan(probe - error, probe + error, color=COLOUR["faint"])
         ax.axhline(probe, color=PROBE, ls="--")
-        ax.text(len(labels) - 0.55, probe - error - 0.008, "probe ± standard error", va="top", ha="right", fontsize=9)
+        if labelled:
+            ax.text(-0.45, probe - error - 0.005, "probe ± standard error", va="top", color=PROBE, fontsize=9)
         for place, (shares, colour) in enumerate(groups):
             x = place + np.linspace(-0.16, 0.16, len(shares))
             ax.plot(x, shares, "o" if colour == ADAPTED else "s", color=colour, ms=8, mec="white")
         ax.set(ylim=ACCURACY, xlim=(-0.55, len(labels) - 0.45), xticks=range(len(labels)))
         ax.set_xticklabels(labels)
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set_title(title)
         if not labelled:
             ax.tick_params(labelleft=False)
@@ -302,7 +312,7 @@ class ByCount(Panel):
         ax.xaxis.set_major_locator(FixedLocator(counts))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticklabels([str(count) for count in counts])
-        ax.yaxis.set_major_formatter(PercentFormatter(1))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
     def update(self, numbers):
         pass
