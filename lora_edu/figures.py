@@ -12,7 +12,18 @@ from pathlib import Path
 from lora_edu.arithmetic import fingerprint
 from lora_edu.files import write_atomically
 
-CHAPTERS = ("start", "rank", "scaling", "merge", "nf4_error", "limit", "build_nf4", "real_model", "real_files")
+CHAPTERS = (
+    "start",
+    "rank",
+    "scaling",
+    "merge",
+    "nf4_error",
+    "limit",
+    "build_nf4",
+    "real_model",
+    "real_files",
+    "negation",
+)
 INDEX = "README.md"
 
 

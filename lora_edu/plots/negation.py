@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from lora_edu.plots.picture import Panel, Picture, repeated
+from lora_edu.plots.picture import Panel, Picture
 from lora_edu.plots.style import COLOUR
 
 MOST_TOKENS, FEWEST_SLOTS = 26, 12
@@ -72,14 +72,14 @@ class ByStrength(Panel):
         self.line = self.moves(ax.plot([], [], color=ADAPTED))[0]
         self.start = self.moves(ax.plot([], [], "s", color=PROBE, ms=8))[0]
         self.mark = self.moves(ax.plot([], [], "o", color=ADAPTED, ms=11, mec="white"))[0]
-        self.start_note = self.moves(ax.text(0.07, 0, "the probe", va="center", color=PROBE, fontsize=9))
+        self.start_note = self.moves(ax.text(0.1, 0, "the probe", va="center", color=PROBE, fontsize=9))
         self.note = self.moves(ax.text(1.5, 0.5, "", ha="right", va="center", weight="bold", color=ADAPTED))
 
     def update(self, numbers):
         curve = numbers["curve"]
         self.line.set_data(self.strengths, curve)
         self.start.set_data([0], [curve[0]])
-        self.start_note.set_y(curve[0] + (0.055 if curve[0] < 0.5 else -0.055))
+        self.start_note.set_y(max(curve[0] - 0.07, 0.03))
         self.mark.set_data([numbers["strength"]], [numbers["probability"]])
         self.note.set_text(f"{numbers['probability']:.2f}")
         self.note.set_y(0.43 if numbers["probability"] > 0.5 else 0.57)
@@ -246,6 +246,7 @@ class Accuracies(Panel):
             x = place + np.linspace(-0.16, 0.16, len(shares))
             ax.plot(x, shares, "o" if colour == ADAPTED else "s", color=colour, ms=8, mec="white")
         ax.set(ylim=ACCURACY, xlim=(-0.55, len(labels) - 0.45), xticks=range(len(labels)))
+        ax.yaxis.set_major_locator(FixedLocator([0.8, 0.85, 0.9, 0.95, 1]))
         ax.set_xticklabels(labels)
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.set_title(title)
@@ -367,25 +368,12 @@ def live_run(numbers, steps) -> Picture:
         return (
             f"line charts by step, {n['sentences']} sentences to learn from, {n['adapted']} adapted: accuracy "
             f"{_over(n['accuracies'][-1])} from {_over(n['probe'])}, attention on the negation "
-            f"{_over(n['attentions'][-1])} from {_over(n['before'])}"
+            + ("has grown" if n["attentions"][-1] > 1.5 * n["before"] else "is about what it was")
         )
 
     return Picture((10, 3.8), "AB", panels, numbers, describe)
 
 
-def live_states(states, steps) -> Picture:
-    """The accuracy of several runs side by side."""
-    panel = lambda ax: Climb(ax, "accuracies", "probe", steps, (0.5, 1.03), "", "probe")  # noqa: E731
-
-    def describe(_):
-        return "line charts of accuracy by step: " + "; ".join(
-            f"{title}, {_over(n['accuracies'][-1])} from {_over(n['probe'])}" for title, n in states
-        )
-
-    return repeated(panel, len(states), states, (10, 3.3), describe)
-
-
 def _over(share) -> str:
     """To the tenth below: what training gives differs a little from machine to machine."""
-    tenth = int(10 * share) * 10
-    return f"over {tenth} %" if tenth else "under 10 %"
+    return f"over {10 * int(10 * share)} %"
