@@ -157,6 +157,17 @@ def test_the_upper_layers_alone_give_the_same_outputs_and_gradients():
     assert gradients_against_differences(adapt(upper, LoraConfig(rank=1)), chosen, y[chosen]) < 5e-6
 
 
+def test_ids_that_are_no_sentences_are_refused():
+    model, ids, _ = tiny()
+    with pytest.raises(ValueError, match=r"a token in each, got \(6,\); see padded"):
+        model.forward(ids[0])
+    with pytest.raises(ValueError, match="a token in each"):
+        model.forward(np.where(np.arange(4)[:, None] == 2, PADDING, ids))
+    with pytest.raises(ValueError, match="start from the base model"):
+        adapt(model, LoraConfig(rank=1)).above(1, ids)
+    assert padded([[5], [7, 8, 9]]).tolist() == [[5, PADDING, PADDING], [7, 8, 9]]
+
+
 @pytest.mark.parametrize("method", [*METHODS, "LoRA", "QLoRA"])
 def test_each_method_changes_what_it_says_and_the_base_stays_bit_for_bit(method):
     base, ids, y = tiny()

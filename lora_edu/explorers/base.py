@@ -186,7 +186,7 @@ def sentence_box(label: str, suggestions: list[str]) -> widgets.Combobox:
         continuous_update=False,
         description=label,
         style={"description_width": "initial"},
-        layout=widgets.Layout(width="430px"),
+        layout=widgets.Layout(width="540px", max_width="100%"),
     )
 
 

@@ -116,6 +116,8 @@ class SentenceEncoder(Model):
 
     def tokens(self, ids) -> np.ndarray:
         """What the last layer says of each real token, sentence after sentence: (tokens, width)."""
+        if ids.ndim != 2 or not (ids != PADDING).any(axis=1).all():
+            raise ValueError(f"ids must be (sentences, length) with a token in each, got {ids.shape}; see padded()")
         ids = ids[:, : int((ids != PADDING).sum(axis=1).max())]  # nothing is filled up further than this batch needs
         self._measure(ids != PADDING)
         places = np.nonzero(self.real)[1]
@@ -199,6 +201,7 @@ class UpperLayers(SentenceEncoder):
     """
 
     def __init__(self, encoder: SentenceEncoder, layer: int, ids):
+        encoder.refuse_adapted()
         lower = encoder.copy()
         lower.block_names = encoder.block_names[:layer]
         self.known, self.rows = ids, []

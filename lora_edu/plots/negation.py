@@ -341,7 +341,7 @@ class Climb(Panel):
         self.floor = self.moves(ax.plot([-1, 2 * steps], [0, 0], "--", color=PROBE))[0]
         self.floor_note = self.moves(ax.text(steps * 1.14, 0, note, ha="right", va="top", color=PROBE, fontsize=9))
         self.line = self.moves(ax.plot([], [], "-o", color=ADAPTED, ms=7, mec="white"))[0]
-        self.value = self.moves(ax.text(0, 0, "", color=ADAPTED, weight="bold", va="center"))
+        self.value = self.moves(ax.text(0, 0, "", color=ADAPTED, weight="bold", va="bottom"))
         self.drop = 0.02 * (limits[1] - limits[0])
 
     def update(self, numbers):
@@ -349,7 +349,7 @@ class Climb(Panel):
         self.floor.set_ydata([floor, floor])
         self.floor_note.set_y(floor - self.drop)
         self.line.set_data(numbers["looks"], values)
-        self.value.set_position((numbers["looks"][-1] + 0.6, values[-1]))
+        self.value.set_position((numbers["looks"][-1] + 0.3, values[-1] + self.drop / 2))
         self.value.set_text(f"{values[-1]:.0%}")
 
 
