@@ -5,11 +5,14 @@ import re
 import numpy as np
 import pytest
 
+from lora_edu import LoraConfig
 from lora_edu.datasets import negation_measured
 from lora_edu.explorers import negation as explore
 from lora_edu.models import minilm, negation
 from lora_edu.models import negation_tables as stored
+from lora_edu.models.adapting import adapt
 from lora_edu.models.encoder import padded
+from lora_edu.training import Adam, cross_entropy, minibatches, train, warmup_cosine
 
 needs_model = pytest.mark.needs_model
 HERO = stored.READ[0]
@@ -208,14 +211,16 @@ def test_sixteen_sentences_under_an_adapter_are_worth_more_than_258_under_a_prob
 
 
 @needs_model
-def test_the_first_steps_of_the_notebooks_run_are_those_of_fine_tune(base):
+def test_the_notebooks_run_is_that_of_fine_tune_and_starts_from_the_probe(base):
     task, x = negation.task(), negation.ids()[negation.task().train]
-    model, records = negation.fine_tune(base, x, task.labels[task.train])
-    first = next(records)
-    logits = base.forward(x[np.random.default_rng(0).permutation(len(x))[:16]])
-    assert model.adapter.config.rank == 4 and model.adapter.config.scaling == 2
-    assert 0 < first.loss < np.log(2) and logits.shape == (16, 2)  # the probe starts below a guess
-    assert first.lr == pytest.approx(negation.RATE / 4)
+    labels = task.labels[task.train]
+    _, records = negation.fine_tune(base, x, labels)
+    first = [next(records).loss, next(records).loss]
+    config = LoraConfig(rank=4, alpha=8, target_modules=("query", "value"), init="kaiming")
+    batches = list(minibatches(x, labels, size=16, steps=32))
+    by_hand = train(adapt(base, config), batches, Adam(lr=3e-3), schedule=warmup_cosine(32, 4))
+    assert first == [next(by_hand).loss, next(by_hand).loss]
+    assert first[0] == pytest.approx(cross_entropy(base.forward(batches[0][0]), batches[0][1])[0], rel=1e-4)
 
 
 # Section 5: strength
