@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lora_edu import environment, series
 from lora_edu.arithmetic import steady
+from lora_edu.codebooks import CODEBOOKS
 from lora_edu.interop.errors import FileFormatError
 
 __all__ = ["main"]
@@ -42,9 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.extra = extra
     try:
         return options.run(options)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError as error:
+        print(f"lora-edu: a tensor is larger than memory: {error}", file=sys.stderr)
+        return 2
     except (OSError, ModuleNotFoundError, FileFormatError) as error:
         print(f"lora-edu: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lora-edu: interrupted", file=sys.stderr)
+        return 130
 
 
 def _lab(parser: argparse.ArgumentParser) -> Run:
@@ -149,38 +159,89 @@ def _figures(parser: argparse.ArgumentParser) -> Run:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> Run:
-    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter's folder, or its adapter_model.safetensors")
+    parser.add_argument("path", type=Path, metavar="PATH", help="an adapter or a model: its folder, file or index")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
     def run(options: argparse.Namespace) -> int:
         from lora_edu.interop import inspect
 
-        progress = _Progress()
-        try:
+        with _Progress("layers") as progress:
             found = inspect(options.path, progress)
-        finally:
-            progress.clear()
-        text = json.dumps(found.as_json(), indent=2) if options.json else str(found)
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding))  # a name may hold what the terminal lacks
-        return 0
+        return _tell(found, options.json)
 
     return run
 
 
-class _Progress:
-    r"""`done/total layers` on a terminal's standard error, from the second second on."""
+def _quantize(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a model: its folder, file or index")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+    parser.add_argument("--format", choices=("nf4", "fp4"), default="nf4", help="codebook (nf4)")
+    _add_block_size(parser)
+    parser.add_argument("--double-quant", action="store_true", help="store the scales in 8 bits too")
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar="PART", help="copy weights whose name holds PART"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
-    def __init__(self):
+    def run(options: argparse.Namespace) -> int:
+        from lora_edu.interop import quantize_file
+
+        how = (options.format, options.block_size, options.double_quant, options.skip)
+        with _Progress("tensors") as progress:
+            done = quantize_file(options.weights, options.out, *how, progress)
+        return _tell(done, options.json)
+
+    return run
+
+
+def _error(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("weights", type=Path, metavar="WEIGHTS", help="a model: its folder, file or index")
+    parser.add_argument(
+        "--format", action="append", choices=tuple(CODEBOOKS), help="one to measure, may be repeated (five of them)"
+    )
+    _add_block_size(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+    def run(options: argparse.Namespace) -> int:
+        from lora_edu.interop import error_report
+        from lora_edu.interop.model_file import ERROR_FORMATS
+
+        with _Progress("weights") as progress:
+            found = error_report(options.weights, options.format or ERROR_FORMATS, options.block_size, progress)
+        return _tell(found, options.json)
+
+    return run
+
+
+def _add_block_size(parser: argparse.ArgumentParser) -> None:
+    sizes = tuple(2**power for power in range(5, 13))  # those that bitsandbytes has
+    parser.add_argument("--block-size", type=int, choices=sizes, default=64, help="weights that share a scale (64)")
+
+
+def _tell(found, as_json: bool) -> int:
+    text = json.dumps(found.as_json(), indent=2) if as_json else str(found)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)  # a name may hold what it lacks
+    return 0
+
+
+class _Progress:
+    r"""`done/total layers` on a terminal's standard error, from the second second on; wiped at the end."""
+
+    def __init__(self, unit: str):
+        self._unit = unit
         self._next = time.monotonic() + 1
         self._shown = False
 
+    def __enter__(self) -> "_Progress":
+        return self
+
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() >= self._next and sys.stderr.isatty():
-            print(f"\r{done}/{total} layers", end="", file=sys.stderr, flush=True)
+            print(f"\r{done}/{total} {self._unit}", end="", file=sys.stderr, flush=True)
             self._next, self._shown = time.monotonic() + 0.1, True
 
-    def clear(self) -> None:
+    def __exit__(self, *error) -> None:
         if self._shown:
             print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
 
@@ -190,5 +251,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Run]]] = {
     "check": ("say whether this environment is ready for the notebooks", _check),
     "notebooks": ("execute the notebooks and store, or check, their outputs", _notebooks),
     "figures": ("draw the published figures and their index, or check them", _figures),
-    "inspect": ("say what is in a PEFT adapter: layers, ranks, scalings, sizes of the updates", _inspect),
+    "inspect": ("say what is in an adapter, layer by layer, or where the bytes of a model file go", _inspect),
+    "quantize": ("write the linear weights of a model in 4 bits, as bitsandbytes stores them", _quantize),
+    "error": ("say what 4-bit formats would do to each linear weight of a model", _error),
 }

@@ -21,6 +21,7 @@ CHAPTERS = (
     "limit",
     "build_nf4",
     "real_model",
+    "finetuning",
     "real_files",
     "negation",
 )

@@ -1,4 +1,4 @@
-r"""One notebook in a real JupyterLab in a real browser: it runs, and a key press on a slider draws another picture.
+r"""Notebooks in a real JupyterLab in a real browser: they run, and a key press on a slider draws another picture.
 
 Skipped where Playwright or Chromium is missing, unless LORA_EDU_REQUIRE_BROWSER=1 asks for a failure instead.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOK = "04_nf4_error.ipynb"
+NOTEBOOK, TRAINING_NOTEBOOK = "04_nf4_error.ipynb", "08_finetuning.ipynb"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
     "--no-sandbox",
@@ -71,7 +71,7 @@ def page():
 
 @pytest.fixture
 def lab(tmp_path):
-    r"""`lora-edu lab FOLDER` on loopback, with no configuration of the user's: the folder, the notebook's address."""
+    r"""`lora-edu lab FOLDER` on loopback, with no configuration of the user's: the folder, and a notebook's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -87,7 +87,7 @@ def lab(tmp_path):
         server = subprocess.Popen(command, env=environ, stdout=stream, stderr=subprocess.STDOUT)
     try:
         wait_for_server(f"http://127.0.0.1:{port}/api/status?token={token}", server, log)
-        yield folder, f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK}?token={token}"
+        yield folder, lambda notebook: f"http://127.0.0.1:{port}/lab/tree/{notebook}?token={token}"
     finally:
         server.terminate()
         try:
@@ -140,8 +140,8 @@ def press_towards_the_wider_side(page, handle):
     page.keyboard.press("ArrowLeft" if now >= highest else "ArrowRight")
 
 
-def test_a_slider_moved_by_keyboard_draws_another_picture(lab, page):
-    folder, address = lab
+def open_and_run(page, address: str) -> list[str]:
+    r"""Open a notebook and ask for all its cells; returns the list that errors of the page will stand in."""
     page_errors = []
     page.on("pageerror", lambda error: page_errors.append(str(error)))
     page.goto(address)
@@ -149,6 +149,20 @@ def test_a_slider_moved_by_keyboard_draws_another_picture(lab, page):
     wait_until_idle(page)  # Run All before the kernel is connected is lost
     assert page.get_by_text("official Jupyter news").count() == 0
     menu(page, "Run", "Run All Cells")
+    return page_errors
+
+
+def until(page, condition, seconds: float = 30):
+    r"""Wait until `condition()` holds; says whether it came to that."""
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        page.wait_for_timeout(20)
+    return met
+
+
+def test_a_slider_moved_by_keyboard_draws_another_picture(lab, page):
+    folder, address = lab
+    page_errors = open_and_run(page, address(NOTEBOOK))
 
     explorer = scroll_to_explorer(page)
     picture = explorer.locator("img.widget-image").first
@@ -156,10 +170,7 @@ def test_a_slider_moved_by_keyboard_draws_another_picture(lab, page):
     handle.scroll_into_view_if_needed()
     before = picture.evaluate(PIXELS)
     press_towards_the_wider_side(page, handle)
-    deadline = time.monotonic() + 30
-    while (after := picture.evaluate(PIXELS)) == before and time.monotonic() < deadline:
-        page.wait_for_timeout(50)
-    assert after != before  # the kernel answers in order, so by now every cell has run
+    assert until(page, lambda: picture.evaluate(PIXELS) != before)  # the kernel answers in order: every cell has run
 
     wait_until_idle(page)
     menu(page, "File", "Save Notebook$")
@@ -168,4 +179,30 @@ def test_a_slider_moved_by_keyboard_draws_another_picture(lab, page):
     code = [cell for cell in saved if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in code)
     assert [o for cell in code for o in cell["outputs"] if o["output_type"] == "error"] == []
+    assert page_errors == []
+
+
+def test_training_behind_a_slider_shows_progress_and_the_last_of_two_presses_wins(lab, page):
+    _, address = lab
+    page_errors = open_and_run(page, address(TRAINING_NOTEBOOK))
+    explorer = scroll_to_explorer(page)
+    wait_until_idle(page)
+    handle, bar = explorer.locator(".noUi-handle").first, explorer.locator(".progress-bar").first
+    picture, line = explorer.locator("img.widget-image").first, explorer.locator(".widget-html-content").last
+    before = picture.evaluate(PIXELS), line.inner_text()
+
+    def done():
+        return float(bar.evaluate("e => parseFloat(e.style.width)"))
+
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    assert until(page, lambda: done() < 100)  # a run is under way,
+    page.keyboard.press("ArrowRight")  # and ended by the next
+    assert until(page, lambda: done() == 100) and until(page, lambda: picture.evaluate(PIXELS) != before[0])
+    twice = picture.evaluate(PIXELS), line.inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert until(page, lambda: done() < 100) and until(page, lambda: done() == 100)
+    page.keyboard.press("ArrowRight")
+    assert until(page, lambda: done() < 100) and until(page, lambda: done() == 100)
+    assert until(page, lambda: (picture.evaluate(PIXELS), line.inner_text()) == twice)  # the same without hurry
     assert page_errors == []

@@ -12,10 +12,20 @@ import pytest
 from conftest import ROOT
 
 from lora_edu import cli
-from lora_edu.interop import FileFormatError, TensorFile, inspect, read_peft, write_tensors
+from lora_edu.interop import (
+    FileFormatError,
+    TensorFile,
+    error_report,
+    inspect,
+    quantize_file,
+    read_bitsandbytes,
+    read_peft,
+    write_tensors,
+)
 from lora_edu.interop.container import DTYPES, require_safetensors
 
 GOLDEN = ROOT / "tests" / "golden" / "peft"
+QUANTIZED = ROOT / "tests" / "golden" / "bitsandbytes"
 ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 PREFIX = "base_model.model."
 A, B = f"{PREFIX}q_proj.lora_A.weight", f"{PREFIX}q_proj.lora_B.weight"
@@ -268,8 +278,195 @@ def test_a_bad_adapter_is_one_line_and_status_2(case, tmp_path, capsys):
     assert (out, err) == ("", f"lora-edu: {caught.value}\n")
 
 
+# --- 4-bit weights: a change of the settings, or of the tensors, of a double-quantized one -> part of the message
+
+STATE = "weight.quant_state.bitsandbytes__nf4"
+SETTINGS = {
+    "no block size": (
+        {"blocksize": ...},
+        "its quant_state must hold quant_type, blocksize, dtype, shape, nested",
+    ),
+    "one key too many": ({"extra": 1}, "its quant_state must hold quant_type, blocksize, dtype, shape, nested"),
+    "a block size that is a text": ({"blocksize": "64"}, "blocksize has the wrong type: '64'"),
+    "a block size that is true": ({"blocksize": True}, "blocksize has the wrong type: True"),
+    "a block size of zero": (
+        {"blocksize": 0},
+        "blocksize must be one of 32, 64, 128, 256, 512, 1024, 2048, 4096, got 0",
+    ),
+    "a block size that is not its own": ({"blocksize": 128}, "'weight.absmax' must be U8 [160], got U8 [320]"),
+    "a format that is not its own": ({"quant_type": "fp4"}, "is called nf4 and says quant_type 'fp4'"),
+    "a format that is null": ({"quant_type": None}, "quant_type has the wrong type: None"),
+    "a dtype of double": ({"dtype": "float64"}, "dtype must be one of float32, float16, bfloat16, got 'float64'"),
+    "a dtype that is code": ({"dtype": "__import__('os')"}, "dtype must be one of float32, float16, bfloat16, got"),
+    "a shape that is a number": ({"shape": 20480}, "shape has the wrong type: 20480"),
+    "a shape of nothing": ({"shape": []}, "shape must be 1 to 8 positive integers, got []"),
+    "a shape of nine": ({"shape": [1] * 8 + [20480]}, "shape must be 1 to 8 positive integers, got [1, 1"),
+    "a shape of zero": ({"shape": [160, 0]}, "shape must be 1 to 8 positive integers, got [160, 0]"),
+    "a shape below zero": ({"shape": [-160, -128]}, "shape must be 1 to 8 positive integers, got [-160, -128]"),
+    "a shape of fractions": ({"shape": [160.0, 128]}, "shape must be 1 to 8 positive integers, got [160.0, 128]"),
+    "a shape beyond the codes": ({"shape": [161, 128]}, "needs 10,304 bytes of codes, got 10,240 of U8"),
+    "a shape beyond 64 bits": ({"shape": [2**40, 2**40]}, "bytes of codes, got 10,240 of U8"),
+    "scales in other blocks": ({"nested_blocksize": 64}, "nested_blocksize must be 256, got 64"),
+    "scales of scales in half": ({"nested_dtype": "float16"}, "nested_dtype must be 'float32', got 'float16'"),
+    "an offset that is a text": ({"nested_offset": "0"}, "nested_offset has the wrong type: '0'"),
+    "an offset beyond float32": ({"nested_offset": 1e39}, "nested_offset must be a finite float32, got 1e+39"),
+    "no offset": (
+        {"nested_offset": ...},
+        "its quant_state must hold quant_type, blocksize, dtype, shape, nested",
+    ),
+}
+QUANTIZED_TENSORS = {
+    "no codes": ({"weight": ...}, "'weight' is missing"),
+    "codes that are cut": ({"weight": np.zeros((5000, 1), np.uint8)}, "needs 10,240 bytes of codes, got 5,000 of U8"),
+    "no scales": ({"weight.absmax": ...}, "'weight.absmax' is missing"),
+    "scales that are cut": ({"weight.absmax": np.zeros(319, np.uint8)}, "must be U8 [320], got U8 [319]"),
+    "scales in float": ({"weight.absmax": np.zeros(320, np.float32)}, "must be U8 [320], got F32 [320]"),
+    "no map": ({"weight.quant_map": ...}, "'weight.quant_map' is missing"),
+    "a map of fifteen": ({"weight.quant_map": np.zeros(15, np.float32)}, "must be F32 [16], got F32 [15]"),
+    "no second scales": (
+        {"weight.nested_absmax": ...},
+        "its quant_state must hold quant_type, blocksize, dtype",
+    ),
+    "three second scales": ({"weight.nested_absmax": np.ones(3, np.float32)}, "must be F32 [2], got F32 [3]"),
+    "no second map": ({"weight.nested_quant_map": ...}, "'weight.nested_quant_map' is missing"),
+    "no settings": ({STATE: ...}, "belongs to a 4-bit weight, but 'weight.quant_state' is not there"),
+    "empty settings": ({STATE: np.zeros(0, np.uint8)}, "'weight.quant_state.bitsandbytes__nf4': is not JSON"),
+    "settings that are no text": ({STATE: np.full(9, 255, np.uint8)}, "__nf4': is not JSON: 'utf-8' codec can't"),
+    "settings that are a list": ({STATE: np.frombuffer(b"[1]", np.uint8)}, "must hold a JSON object, got list"),
+    "settings that say it twice": (
+        {STATE: np.frombuffer(b'{"shape":[1],"shape":[2]}', np.uint8)},
+        "the key 'shape' stands twice",
+    ),
+    "settings in float": ({STATE: np.zeros(9, np.float32)}, "its quant_state must be at most 10,000 bytes of U8"),
+    "settings without end": ({STATE: np.full(10_001, 32, np.uint8)}, "must be at most 10,000 bytes of U8"),
+    "settings of two kinds": (
+        {"weight.quant_state.bitsandbytes__fp4": np.zeros(1, np.uint8)},
+        "is called fp4 and says quant_type 'nf4'",
+    ),
+    "a third kind": (
+        {STATE: ..., "weight.quant_state.bitsandbytes__af4": np.zeros(1, np.uint8)},
+        "its format 'af4' is not read here, only nf4 and fp4",
+    ),
+}
+# these are seen when the weight is read: `inspect` reads no numbers
+NUMBERS = {
+    "NaN among the levels": ({"weight.quant_map": np.full(16, np.nan, np.float32)}, "quant_map[0] = nan"),
+    "other levels": ({"weight.quant_map": np.linspace(-1, 1, 16, dtype=np.float32)}, "does not hold the levels that"),
+    "infinite second scales": ({"weight.nested_absmax": np.full(2, np.inf, np.float32)}, "nested_absmax[0] = inf"),
+    "another second map": ({"weight.nested_quant_map": np.ones(256, np.float32)}, "does not hold the levels that"),
+    "scales beyond float32": (
+        {"weight.nested_absmax": np.full(2, 3e38, np.float32), "offset": 3e38},
+        "4-bit weight 'weight': scale inf is beyond float32",
+    ),
+}
+
+
+def spoiled_4bit(path, settings=(), tensors=()):
+    file, tensors = TensorFile(QUANTIZED / "nf4_nested.safetensors"), dict(tensors)
+    offset = {"nested_offset": tensors.pop("offset")} if "offset" in tensors else {}
+    state = json.loads(file.raw(STATE).tobytes()) | dict(settings) | offset
+    state = json.dumps({key: value for key, value in state.items() if value is not ...}).encode()
+    changed = dict(file) | {STATE: np.frombuffer(state, np.uint8)}
+    if "weight.quant_state.bitsandbytes__fp4" in tensors:
+        tensors["weight.quant_state.bitsandbytes__fp4"] = changed[STATE]
+    write_tensors(path, {name: tensor for name, tensor in (changed | tensors).items() if tensor is not ...})
+    return path
+
+
+@pytest.mark.parametrize("case", [*SETTINGS, *QUANTIZED_TENSORS])
+def test_a_bad_4_bit_weight_is_one_line_and_status_2_in_every_command(case, tmp_path, capsys):
+    change, message = (SETTINGS | QUANTIZED_TENSORS)[case]
+    kind = "settings" if case in SETTINGS else "tensors"
+    path = spoiled_4bit(tmp_path / "a.safetensors", **{kind: change})
+    with pytest.raises(FileFormatError) as caught:
+        read_bitsandbytes(path)
+    assert_one_line(str(caught.value), message)
+    for command in (["inspect"], ["error"], ["quantize", str(tmp_path / "b.safetensors")]):
+        assert cli.main([command[0], str(path), *command[1:]]) == 2
+        assert capsys.readouterr() == ("", f"lora-edu: {caught.value}\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_bad_numbers_of_a_4_bit_weight_are_one_line_when_it_is_read(case, tmp_path):
+    change, message = NUMBERS[case]
+    file = read_bitsandbytes(spoiled_4bit(tmp_path / "a.safetensors", tensors=change))
+    with pytest.raises(FileFormatError) as caught, np.errstate(all="raise", under="ignore"):
+        file["weight"]
+    assert_one_line(str(caught.value), message)
+
+
+def test_the_4_bit_weight_that_the_tables_spoil_is_right_otherwise(tmp_path):
+    file = read_bitsandbytes(spoiled_4bit(tmp_path / "a.safetensors"))
+    assert file["weight"].tobytes() == read_bitsandbytes(QUANTIZED / "nf4_nested.safetensors")["weight"].tobytes()
+
+
+@pytest.mark.parametrize("case", [*CONTAINERS, *INDICES])
+def test_a_bad_model_file_is_one_line_and_status_2_in_every_command(case, tmp_path, capsys):
+    if case in CONTAINERS:
+        data, message = CONTAINERS[case]
+        (tmp_path / "a.safetensors").write_bytes(data)
+    else:
+        index, message = INDICES[case]
+        write_tensors(tmp_path / "a.safetensors", {"a": np.ones(2)})
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = sorted(file.name for file in tmp_path.iterdir())
+    for command in (["inspect"], ["error"], ["quantize", str(tmp_path / "b.safetensors")]):
+        assert cli.main([command[0], str(tmp_path), *command[1:]]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert_one_line(err[:-1], message)
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (np.full((2, 64), np.nan, np.float32), "w.weight must be finite, but w.weight[0, 0] = nan"),
+        (np.full((2, 64), np.inf, np.float16), "w.weight must be finite, but w.weight[0, 0] = inf"),
+        (np.full((2, 64), 1e200), "'w.weight' holds a number beyond float32"),
+        (np.ones(64, np.float32), "holds no linear weight to measure"),
+    ],
+)
+def test_weights_that_cannot_be_quantized_are_one_line_and_leave_no_file(tensor, message, tmp_path, capsys):
+    write_tensors(tmp_path / "a.safetensors", {"w.weight": tensor})
+    assert cli.main(["error", str(tmp_path)]) == 2
+    assert_one_line(capsys.readouterr().err[:-1], message)
+    assert cli.main(["quantize", str(tmp_path), str(tmp_path / "b.safetensors")]) == 2
+    said = message if tensor.ndim == 2 and tensor.dtype != np.float64 else "holds no linear weight to quantize"
+    assert_one_line(capsys.readouterr().err[:-1], said)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "is a folder; name the file to write"),
+        ("b.bin", "must end in .safetensors"),
+        ("none/b.safetensors", "No such file or directory"),
+    ],
+)
+def test_a_bad_target_is_one_line_and_status_2(target, message, tmp_path, capsys):
+    assert cli.main(["quantize", str(GOLDEN / "llama/base.safetensors"), str(tmp_path / target)]) == 2
+    assert_one_line(capsys.readouterr().err[:-1], message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_larger_than_memory_is_one_line_and_status_2(tmp_path, capsys, monkeypatch):
+    def full(*arguments):
+        raise MemoryError("Unable to allocate 8.00 TiB")
+
+    monkeypatch.setattr(np, "fromfile", full)
+    for command in (["error"], ["quantize", str(tmp_path / "b.safetensors")]):
+        assert cli.main([command[0], str(GOLDEN / "llama/base.safetensors"), *command[1:]]) == 2
+        assert capsys.readouterr() == ("", "lora-edu: a tensor is larger than memory: Unable to allocate 8.00 TiB\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_tables_are_long_enough_to_mean_something():
-    assert len(CONTAINERS) + len(INDICES) + len(CONFIGS) + len(TENSORS) + len(FILES) >= 100
+    adapters = len(CONTAINERS) + len(INDICES) + len(CONFIGS) + len(TENSORS) + len(FILES)
+    assert adapters >= 100
+    assert len(SETTINGS) + len(QUANTIZED_TENSORS) + len(NUMBERS) >= 45
 
 
 # --- paths
@@ -310,6 +507,11 @@ def make_folder_for_the_config(folder):
     return folder / "adapter_model.safetensors"
 
 
+def make_lone_tensors(folder):
+    shutil.copy(GOLDEN / "mlp/plain/adapter_model.safetensors", folder / "a.safetensors")
+    return folder / "a.safetensors"
+
+
 def make_pipe(folder):
     os.mkfifo(folder / "a.safetensors")
     return folder / "a.safetensors"
@@ -338,8 +540,8 @@ PATHS = [
     (make_pipe, "is not a regular file"),
     (make_named_adapters, "has no adapter_config.json; adapters are in its folders french"),
     (make_forbidden, "Permission denied"),
-    (lambda folder: GOLDEN / "mlp/base.safetensors", "has no adapter_config.json beside it, which says rank and alpha"),
-    (lambda folder: GOLDEN / "../nf4_1d_1_bs64.npz", "is a Python pickle"),
+    (make_lone_tensors, "has no adapter_config.json beside it, which says rank and alpha"),
+    (lambda folder: GOLDEN / "../nf4_1d_1_bs64.npz", "is an archive of NumPy, not a safetensors file; convert it"),
 ]
 
 
@@ -414,3 +616,41 @@ def test_two_thousand_mutations_end_in_a_clean_result_or_in_our_own_error(tmp_pa
             refused += 1
     assert clean > 250
     assert refused > 500
+
+
+def test_a_thousand_mutated_models_end_in_a_clean_result_or_in_our_own_error(tmp_path):
+    require_safetensors()
+    rng = random.Random(20261125)
+    good = [(QUANTIZED / f"{case}.safetensors").read_bytes() for case in ("nf4_plain", "nf4_nested", "fp4_plain")]
+    good.append((GOLDEN / "mlp/base.safetensors").read_bytes())
+    path, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    clean = refused = 0
+    for _ in range(1000):
+        path.write_bytes(mutated(rng.choice(good), rng))
+        for work in (inspect, read_all, error_report, lambda path: quantize_file(path, target)):
+            try:
+                with np.errstate(over="ignore"):
+                    found = work(path)
+                assert str(found).replace("\n", "").isprintable()
+                if hasattr(found, "as_json"):
+                    json.dumps(found.as_json(), allow_nan=False)
+                if target.exists():
+                    read_all(target)
+                    target.unlink()
+                clean += 1
+            except FileFormatError as error:
+                assert str(error).isprintable()
+                assert not target.exists()
+                refused += 1
+    assert clean > 500
+    assert refused > 1000
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def read_all(path):
+    file = read_bitsandbytes(path)
+    for name in file.headers:
+        assert np.isfinite(file[name]).all()
+    for name in file.plain:
+        file[name]
+    return file

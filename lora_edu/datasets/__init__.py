@@ -60,6 +60,12 @@ def negation_measured() -> dict[str, np.ndarray]:
     return _load("negation_measured.npz")
 
 
+@cache
+def finetuning_measured() -> dict[str, np.ndarray]:
+    """Fine-tuning on digits: the tables of `lora_edu.models.finetuning_tables`; read only."""
+    return _load("finetuning_measured.npz")
+
+
 def tiny_llama() -> Path:
     """The folder of a PEFT adapter on q and v of a two-layer Llama with random weights, its base model beside it."""
     return Path(str(files(__package__) / "tiny_llama"))

@@ -44,7 +44,7 @@ class LiveExplorer(Explorer):
         actions: Mapping[str, Callable[[dict], dict]] | None = None,
     ):
         self.run, self._task = run, None
-        self._bar = widgets.FloatProgress(1, min=0, max=1, layout=widgets.Layout(width="100%", height="8px"))
+        self._bar = widgets.FloatProgress(1, min=0, max=1, layout=widgets.Layout(width="100%", height="16px"))
         super().__init__(name, controls, self._result, picture, explain, actions)
         controls_row, *below = self.widget.children
         self.widget.children = [controls_row, self._bar, *below]

@@ -113,6 +113,15 @@ def compute_merges(short: str, size: float, way: str) -> dict:
 
 
 @cache
+def changed_by_merging(short: str, size: float) -> tuple[float, float]:
+    """Share of the codes and of the scales that differ once an update of `size` σ is merged back into 4 bits."""
+    weight, unit = _case(short)
+    before = quantize(weight)
+    after = quantize(dequantize(before) + np.float32(size) * unit)
+    return float((before.codes() != after.codes()).mean()), float((before.absmax != after.absmax).mean())
+
+
+@cache
 def merge_curves(short: str) -> dict:
     """Share lost by size of the update, for each way to merge."""
     return {way: [compute_merges(short, size, way)["lost"][way] for size in SIZES] for way in plots.WAYS}

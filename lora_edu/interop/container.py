@@ -19,6 +19,7 @@ import numpy as np
 
 from lora_edu.interop.errors import FileFormatError
 from lora_edu.interop.json_file import MAX_JSON_BYTES, parse_json, read_json
+from lora_edu.validate import check_array
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -111,14 +112,32 @@ class TensorFile(Mapping):
         if info.dtype not in DTYPES:
             raise FileFormatError(info.path, f"tensor {name!r} is {info.dtype}, which is not read here")
         dtype = np.dtype(DTYPES[info.dtype])
-        with info.path.open("rb") as file:
-            file.seek(info.start)
-            tensor = np.fromfile(file, dtype, info.nbytes // dtype.itemsize)
         try:
-            tensor = tensor.reshape(info.shape)
-        except (ValueError, OverflowError) as error:  # the file changed since it was opened, or a shape beyond NumPy
+            tensor = self.raw(name).view(dtype).reshape(info.shape)
+        except (ValueError, OverflowError) as error:  # a shape beyond NumPy
+            if isinstance(error, FileFormatError):
+                raise
             raise FileFormatError(info.path, f"tensor {name!r} of shape {list(info.shape)}: {error}") from None
         return widen_bfloat16(tensor) if info.dtype == "BF16" else tensor
+
+    def finite(self, name: str) -> np.ndarray:
+        r"""The tensor, which must be floating point and finite throughout; FileFormatError says where it is not."""
+        tensor = self[name]
+        try:
+            return check_array(name, tensor)
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(self.path, str(error)) from None
+
+    def raw(self, name: str) -> np.ndarray:
+        r"""The bytes of the tensor, whatever its dtype: (nbytes,) uint8."""
+        info = self.info[name]
+        with info.path.open("rb") as file:
+            file.seek(info.start)
+            data = np.fromfile(file, np.uint8, info.nbytes)
+        if data.size < info.nbytes:
+            problem = f"tensor {name!r} of shape {list(info.shape)}: the file has changed since it was opened"
+            raise FileFormatError(info.path, problem)
+        return data
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.info)
@@ -159,11 +178,20 @@ def require_safetensors(module: str = ""):
 
 
 def refuse_pickle(path: Path):
-    r"""Raise FileFormatError for a file that PyTorch pickled: by its suffix here, by its first bytes on opening."""
+    r"""Raise FileFormatError for a file that PyTorch pickled: by its suffix here, by its first bytes on opening.
+
+    NumPy's own archives are refused with their own remedy, for they begin like PyTorch's.
+    """
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise FileFormatError(path, PICKLED)
+    if path.suffix.lower() == ".npz":
+        raise FileFormatError(path, NUMPY_ARCHIVE)
 
 
+NUMPY_ARCHIVE = (
+    "is an archive of NumPy, not a safetensors file; convert it: "
+    "safetensors.numpy.save_file(dict(numpy.load(path)), 'model.safetensors')"
+)
 PICKLED = (
     "is a Python pickle, which can run any code when it is opened, so it is never opened here; convert it where torch "
     "is installed: safetensors.torch.save_file(torch.load(path, weights_only=True), 'adapter_model.safetensors')"

@@ -1,14 +1,22 @@
-r"""What is in an adapter file: a row for each layer, as a table for people and as JSON for programs."""
+r"""What is in a file: a row for each layer of an adapter, for each tensor of a model; for people, and as JSON."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lora_edu.interop.container import INDEX_SUFFIX, TensorFile, refuse_pickle
 from lora_edu.interop.errors import printable
-from lora_edu.interop.peft import read_peft
+from lora_edu.interop.memory import MemoryReport, memory_report
+from lora_edu.interop.peft import MODEL_NAME, read_peft
+from lora_edu.interop.peft_config import CONFIG_NAME
+from lora_edu.interop.peft_tensors import PREFIX
+from lora_edu.interop.table import short, table
 
-MAX_NAME = 60  # characters of a name in the table; JSON has it whole
+LORA_TENSOR = re.compile(
+    re.escape(PREFIX) + r".+\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -95,15 +103,8 @@ class Inspection:
                 f"{x.largest:.4g}",
                 rank,
             )
-            rows.append((printable(x.name, MAX_NAME), x.kind, shape, str(x.rank), *numbers, x.dtype))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join([*self._head(), "", *lines, *self._tail()])
+            rows.append((short(x.name), x.kind, shape, str(x.rank), *numbers, x.dtype))
+        return "\n".join([*self._head(), "", *table(rows), *self._tail()])
 
     def _head(self) -> list[str]:
         base = f"for {printable(self.base_model)}" if self.base_model else "base model not named"
@@ -119,21 +120,39 @@ class Inspection:
         return ["", *found] if found else []
 
 
-def inspect(path, progress: Callable[[int, int], None] = lambda done, total: None) -> Inspection:
-    r"""Read an adapter, layer by layer.
+def inspect(path, progress: Callable[[int, int], None] = lambda done, total: None) -> Inspection | MemoryReport:
+    r"""Say what is in an adapter, layer by layer, or where the bytes of a model file go, tensor by tensor.
 
     Parameters
     ----------
     path : path
-        The folder, or its `adapter_model.safetensors`.
+        An adapter's folder, or its `adapter_model.safetensors`; a model's folder, file, or index of shards.
     progress : function of (done, total), optional
-        Called after each layer.
+        Called after each layer of an adapter. Of a model only headers are read.
 
     Raises
     ------
     FileFormatError, OSError, ModuleNotFoundError
-        As `read_peft`; also for a value that is not finite, which only reading the tensors shows.
+        As `read_peft` and `memory_report`; also for a value of an adapter that is not finite, which only reading the
+        tensors shows.
     """
+    return _inspect_adapter(path, progress) if _is_adapter(Path(path)) else memory_report(path)
+
+
+def _is_adapter(path: Path) -> bool:
+    """Whether `read_peft` is to judge a path: also where it is neither adapter nor model, for what it says then."""
+    if path.is_dir():
+        models = [*path.glob("*.safetensors"), *path.glob("*" + INDEX_SUFFIX)]
+        return (path / CONFIG_NAME).is_file() or (path / MODEL_NAME).exists() or not models
+    if path.name == CONFIG_NAME:
+        return True
+    refuse_pickle(path)
+    if path.name == MODEL_NAME and (path.parent / CONFIG_NAME).is_file():
+        return True
+    return any(map(LORA_TENSOR.match, TensorFile(path)))
+
+
+def _inspect_adapter(path, progress) -> Inspection:
     adapter = read_peft(path)
     rows = []
     for name in adapter.layers:

@@ -151,12 +151,10 @@ class FileLayers(FileTensors):
         return PeftLayer(config=config, embedding=embedding, dtype=self._file.info[found["lora_a"]].dtype, **parts)
 
     def _part(self, key) -> np.ndarray:
+        tensor = self._file.finite(key)
         try:
-            tensor = check_array(key, self._file[key])
             with np.errstate(over="ignore"):
                 check_array(f"{key} in float32", tensor.astype(np.float32))
-        except FileFormatError:
-            raise
         except ValueError as error:
             raise FileFormatError(self._file.path, str(error)) from None
         return tensor.astype(np.result_type(tensor.dtype, np.float32), copy=False)

@@ -154,21 +154,21 @@ def quarter_turn_fix(weight) -> np.ndarray:
     return weight[:, quarter_turn()] - weight
 
 
-def truncate_for_data(delta, x, rank: int, ridge: float = 1e-6) -> np.ndarray:
+def truncate_for_data(delta, x, rank: int) -> np.ndarray:
     r"""The matrix of rank at most `rank` whose outputs on the rows of x are nearest to those of `delta`.
 
-    min ‖(D - ΔW) C^½‖  over D of that rank,  C = xᵀ x / rows:   D = truncated SVD of (ΔW C^½), times C^-½
+    min ‖x (D - ΔW)ᵀ‖  over D of that rank:   D = U_r U_rᵀ ΔW,  U_r the first left singular vectors of ΔW xᵀ
 
-    `ridge` times the mean variance is added to C, since some pixels never change.
+    By Eckart–Young the best outputs of that rank are U_r U_rᵀ (ΔW xᵀ), and D has just these.
+
+    Parameters
+    ----------
+    delta : (out, in)
+    x : (rows, in)
     """
-    x = np.asarray(x, np.float64)
-    covariance = x.T @ x / len(x)  # (in, in)
-    covariance += ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(values)) @ vectors.T
-    inverse = (vectors / np.sqrt(values)) @ vectors.T
-    u, s, vt = np.linalg.svd(np.asarray(delta, np.float64) @ root, full_matrices=False)
-    return (u[:, :rank] * s[:rank]) @ vt[:rank] @ inverse  # (out, in)
+    outputs = np.asarray(delta, np.float64) @ np.asarray(x, np.float64).T  # (out, rows)
+    u = np.linalg.svd(outputs, full_matrices=False)[0][:, :rank]  # (out, rank)
+    return u @ (u.T @ delta)  # (out, in)
 
 
 def energy_ranks(matrix, share: float = 0.9) -> tuple[float, int]:

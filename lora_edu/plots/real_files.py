@@ -14,6 +14,15 @@ WAYS = {  # how the update is merged -> colour role, marker, dash
 }
 
 
+PARTS = {  # of a 4-bit weight in a file -> colour role, hatch
+    "codes": ("nf4", None),
+    "scales": ("B", "//"),
+    "second scales": ("delta", None),
+    "maps": ("int4", ".."),
+    "settings": ("muted", "xx"),
+}
+
+
 def _rounded(share) -> str:
     """Two digits; rounding errors, which differ from machine to machine, only as a bound."""
     return "below 0.0001" if share < 1e-4 else f"{share:.2g}"
@@ -85,7 +94,7 @@ class Lost(Panel):
             up = {"bfloat16": "bottom", "onto dequantized base": "top"}.get(name, "center")
             ax.text(sizes[-1] * 1.2, lost[-1], name, color=COLOUR[role], va=up, fontsize=9)
         ax.axhline(1, color=COLOUR["limit"], lw=1, ls="--")
-        ax.text(sizes[0], 1.25, "everything is lost", fontsize=9)
+        ax.text(sizes[-1] * 55, 1.4, "everything is lost", ha="right", va="bottom", fontsize=9)
         ax.set(xscale="log", yscale="log", xlim=(sizes[0] * 0.8, sizes[-1] * 60), ylim=(1e-8, 30))
         ax.set(xlabel="size of the update (σ of the weight)", ylabel="lost, share of ΔW")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -152,3 +161,36 @@ def combinations(errors) -> Picture:
     found = ", ".join(f"{name} {_rounded(error)}" for name, error in errors.items())
     sentence = f"bar chart of the error of combining two adapters: {found}"
     return Picture((10, 2.9), "A", {"A": lambda ax: Combined(ax, errors)}, {}, lambda _: sentence)
+
+
+class Memory(Panel):
+    """Bits a weight by part of the file, one bar for each weight."""
+
+    def __init__(self, ax, bits, limit):
+        super().__init__(ax)
+        for y, parts in enumerate(reversed(bits.values())):
+            left = 0.0
+            for part, (role, hatch) in PARTS.items():
+                width = parts[part]
+                ax.barh(y, width, left=left, height=0.6, color=COLOUR[role], hatch=hatch, edgecolor="white", lw=0.5)
+                if width > 1:
+                    patch = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+                    ax.text(left + width / 2, y, part, ha="center", va="center", bbox=patch, fontsize=9)
+                elif width > 0.1 and y == len(bits) - 1:  # too narrow for its name
+                    ax.text(left + width - 0.03, y - 0.32, part, ha="right", va="top", fontsize=9)
+                left += width
+            ax.text(left + 0.06, y, f"{left:.2f}", va="center")
+        ax.axvline(limit, color=COLOUR["limit"], lw=1, ls="--")
+        ax.text(limit + 0.06, len(bits) - 0.55, f"codes and scales alone: {limit:.2f}", fontsize=9, va="bottom")
+        ax.set(yticks=range(len(bits)), yticklabels=list(reversed(bits)), xlim=(0, 7.4), ylim=(-0.7, len(bits) - 0.1))
+        ax.set(xlabel="bits a weight in the file")
+
+    def update(self, numbers):
+        pass
+
+
+def memory(bits, limit) -> Picture:
+    """What a 4-bit weight costs in a file, by part."""
+    found = ", ".join(f"{name} {sum(parts.values()):.2f}" for name, parts in bits.items())
+    sentence = f"bar chart of bits a weight in a file: {found}; codes and scales alone {limit:.2f}"
+    return Picture((10, 3.4), "A", {"A": lambda ax: Memory(ax, bits, limit)}, {}, lambda _: sentence)

@@ -1,6 +1,7 @@
 """The exercises by name: `check.nf4_codes(your_function)`."""
 
 from lora_edu.classroom.check.build_nf4 import beside_an_outlier, lloyd_step, table_error
+from lora_edu.classroom.check.finetuning import cut_for_data, errors_apart, share_of_gain
 from lora_edu.classroom.check.limit import bits_to_the_limit, code_entropy, real_bits
 from lora_edu.classroom.check.merge import comes_back, merged_weight, share_kept
 from lora_edu.classroom.check.negation import attention_shares, mean_gradient, token_votes
@@ -11,6 +12,9 @@ from lora_edu.classroom.check.real_model import masked_embedding, neighbour_agre
 from lora_edu.classroom.check.scaling import adam_first_step, gradient_b, scaling_factor
 
 __all__ = [
+    "cut_for_data",
+    "errors_apart",
+    "share_of_gain",
     "adapter_bytes",
     "selected",
     "sum_of_updates",
