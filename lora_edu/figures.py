@@ -24,6 +24,7 @@ CHAPTERS = (
     "finetuning",
     "real_files",
     "second_language",
+    "negation",
 )
 INDEX = "README.md"
 

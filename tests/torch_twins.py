@@ -1,6 +1,6 @@
 r"""The small models written in PyTorch, over the same arrays: what the tests and the benchmark compare with.
 
-python tests/torch_twins.py        writes tests/golden/char_transformer.npz
+python tests/torch_twins.py        writes tests/golden/char_transformer.npz and sentence_encoder.npz
 """
 
 from pathlib import Path
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lora_edu.models.encoder import PADDING, SentenceEncoder
 from lora_edu.models.transformer import CharTransformer
 
 GOLDEN = Path(__file__).parent / "golden" / "char_transformer.npz"
+ENCODER_GOLDEN = GOLDEN.with_name("sentence_encoder.npz")
 TINY = {"vocabulary": 7, "length": 5, "width": 8, "blocks": 2, "heads": 2}
 
 
@@ -59,6 +61,31 @@ def transformer(p: dict, ids, heads: int, scaling: float = 1.0):
     return linear(p, "head", norm("norm", x))
 
 
+def sentence_encoder(p: dict, ids, heads: int, scaling: float = 1.0):
+    """Logits (sentences, classes) of BERT's layers, the mean over the tokens, length 1, and the classifier."""
+    real = ids != PADDING
+    width = p["embeddings.LayerNorm.weight"].shape[0]
+    layers = sum(name.endswith("intermediate.dense.weight") for name in p)
+
+    def norm(name, x):
+        return F.layer_norm(x, (width,), p[f"{name}.weight"], p[f"{name}.bias"], 1e-12)
+
+    def split(x):
+        return x.view(*ids.shape, heads, width // heads).transpose(1, 2)
+
+    x = F.embedding(ids, p["embeddings.word_embeddings.weight"])
+    x = x + p["embeddings.position_embeddings.weight"][: ids.shape[1]] + p["embeddings.token_type_embeddings.weight"][0]
+    x = norm("embeddings.LayerNorm", x)
+    for block in (f"encoder.layer.{i}" for i in range(layers)):
+        q, k, v = (split(linear(p, f"{block}.attention.self.{n}", x, scaling)) for n in ("query", "key", "value"))
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None, :]).transpose(1, 2).flatten(2)
+        x = norm(f"{block}.attention.output.LayerNorm", x + linear(p, f"{block}.attention.output.dense", a, scaling))
+        hidden = F.gelu(linear(p, f"{block}.intermediate.dense", x, scaling))
+        x = norm(f"{block}.output.LayerNorm", x + linear(p, f"{block}.output.dense", hidden, scaling))
+    mean = (x * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    return linear(p, "classifier", F.normalize(mean, dim=1))
+
+
 def loss_of(logits, targets):
     """Mean cross-entropy over the targets that are not -1."""
     return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
@@ -67,19 +94,39 @@ def loss_of(logits, targets):
 def write_golden():
     """Parameters, ids and targets, and what PyTorch makes of them: logits, loss and every gradient."""
     rng = np.random.default_rng(5)
-    arrays = CharTransformer.initial(3, **TINY).parameters()
-    arrays = {name: a + rng.standard_normal(a.shape, np.float32) * np.float32(0.1) for name, a in arrays.items()}
+    arrays = noisy(CharTransformer.initial(3, **TINY), 0.1, rng)
     ids = rng.integers(TINY["vocabulary"], size=(6, TINY["length"]))
     targets = rng.integers(-1, TINY["vocabulary"], size=ids.shape)
+    _write(GOLDEN, arrays, ids, targets, lambda p: transformer(p, torch.from_numpy(ids), TINY["heads"]))
+
+
+def write_encoder_golden():
+    """The same for a small sentence encoder; the sentences have 6, 1, 4 and 3 tokens."""
+    model = SentenceEncoder.initial(3)
+    arrays = noisy(model, 0.3, np.random.default_rng(5))
+    ids = np.random.default_rng(6).integers(1, 11, size=(4, 6))
+    ids[np.arange(6) >= np.array([[6], [1], [4], [3]])] = PADDING
+    targets = np.array([0, 1, 1, 0])
+    _write(ENCODER_GOLDEN, arrays, ids, targets, lambda p: sentence_encoder(p, torch.from_numpy(ids), model.heads))
+
+
+def noisy(model, noise: float, rng) -> dict:
+    """The model's arrays, moved away from where they start."""
+    arrays = model.parameters()
+    return {name: a + rng.standard_normal(a.shape, np.float32) * np.float32(noise) for name, a in arrays.items()}
+
+
+def _write(path, arrays, ids, targets, forward):
     p = tensors(arrays)
-    logits = transformer(p, torch.from_numpy(ids), TINY["heads"])
+    logits = forward(p)
     loss = loss_of(logits, torch.from_numpy(targets))
     loss.backward()
     found = {"ids": ids, "targets": targets, "logits": logits.detach().numpy(), "loss": np.float64(loss.item())}
     found |= {f"parameter/{name}": array for name, array in arrays.items()}
     found |= {f"gradient/{name}": tensor.grad.numpy() for name, tensor in p.items()}
-    np.savez_compressed(GOLDEN, **found)
+    np.savez_compressed(path, **found)
 
 
 if __name__ == "__main__":
     write_golden()
+    write_encoder_golden()

@@ -61,6 +61,12 @@ def names_measured() -> dict[str, np.ndarray]:
 
 
 @cache
+def negation_measured() -> dict[str, np.ndarray]:
+    """How an adapter learns to hear "not": the tables of `lora_edu.models.negation_tables`; read only."""
+    return _load("negation_measured.npz")
+
+
+@cache
 def finetuning_measured() -> dict[str, np.ndarray]:
     """Fine-tuning on digits: the tables of `lora_edu.models.finetuning_tables`; read only."""
     return _load("finetuning_measured.npz")

@@ -178,6 +178,18 @@ def number_slider(
     )
 
 
+def sentence_box(label: str, suggestions: list[str]) -> widgets.Combobox:
+    """A line to type into, which offers some sentences and opens with the first."""
+    return widgets.Combobox(
+        value=suggestions[0],
+        options=suggestions,
+        continuous_update=False,
+        description=label,
+        style={"description_width": "initial"},
+        layout=widgets.Layout(width="540px", max_width="100%"),
+    )
+
+
 def choice(label: str, options: dict, value) -> widgets.Dropdown:
     """A drop-down list of named values."""
     return widgets.Dropdown(

@@ -10,13 +10,12 @@ import io
 from functools import cache
 from pathlib import Path
 
-import ipywidgets as widgets
 import numpy as np
 
 from lora_edu import datasets
 from lora_edu.blockwise import SCALE_BITS
 from lora_edu.codebooks import INT4, NF4
-from lora_edu.explorers.base import Explorer, choice, slider
+from lora_edu.explorers.base import Explorer, choice, sentence_box, slider
 from lora_edu.metrics import bits_per_weight
 from lora_edu.models import measured, minilm
 from lora_edu.models.measured import BLOCK_SIZES, FORMATS, LAYER_BLOCK_SIZES
@@ -318,16 +317,8 @@ def explain_sentence(n: dict) -> str:
 
 def your_sentence() -> Explorer:
     """Type a sentence: its nearest of 160, before and after four bits."""
-    text = widgets.Combobox(
-        value=SUGGESTIONS[0],
-        options=SUGGESTIONS,
-        continuous_update=False,
-        description="sentence",
-        style={"description_width": "initial"},
-        layout=widgets.Layout(width="430px"),
-    )
     controls = {
-        "sentence": text,
+        "sentence": sentence_box("sentence", SUGGESTIONS),
         "setting": choice("in 4 bits as", {name: name for name in SETTINGS}, "NF4, blocks of 64"),
     }
     for setting in (None, *SETTINGS):

@@ -84,7 +84,7 @@ METHODS = {  # which arrays of the base each way of fine-tuning trains; LoRA and
     "scratch": lambda model, name: True,
     "last layer": lambda model, name: name.startswith(list(model.layers)[-1] + "."),
     "biases": lambda model, name: name.endswith(".bias"),
-    "layer norms": lambda model, name: "norm" in name,
+    "layer norms": lambda model, name: "norm" in name.lower(),
 }
 
 

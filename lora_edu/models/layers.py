@@ -6,6 +6,8 @@ r"""The layers that the small models are made of, each with its way back.
 Activations are rows: (rows, features), one image or one letter a row. A gradient is summed over the rows.
 """
 
+import copy
+
 import numpy as np
 
 from lora_edu.linear import LoraLayer, LoraLinear
@@ -33,7 +35,7 @@ class Layer:
 
     def copy(self):
         """The same arrays, none of them copied, under settings of their own."""
-        new = object.__new__(type(self))
+        new = copy.copy(self)
         new.arrays, new.trained, new.gradients = dict(self.arrays), set(self.trained), {}
         return new
 
@@ -115,13 +117,14 @@ class LayerNorm(Layer):
     dw = Σ G ∘ n,  db = Σ G,  dn = w ∘ G,  dx = (dn - mean(dn) - n · mean(dn ∘ n)) / √(variance + ε)
     """
 
-    def __init__(self, weight, bias):
+    def __init__(self, weight, bias, epsilon: float = LAYER_NORM_EPSILON):
         super().__init__(weight=weight, bias=bias)
+        self.epsilon = epsilon
 
     def forward(self, x):
         centred = x - x.mean(axis=1, keepdims=True)  # (rows, features)
         variance = np.einsum("rf,rf->r", centred, centred) / x.shape[1]
-        self.inverse = (1 / np.sqrt(variance + LAYER_NORM_EPSILON))[:, None]  # (rows, 1)
+        self.inverse = (1 / np.sqrt(variance + self.epsilon))[:, None]  # (rows, 1)
         self.normal = centred * self.inverse
         return self.normal * self.arrays["weight"] + self.arrays["bias"]
 
@@ -133,8 +136,8 @@ class LayerNorm(Layer):
         return (d - d.mean(axis=1, keepdims=True) - self.normal * along) * self.inverse
 
 
-class CausalAttention:
-    r"""Every letter looks back: softmax(Q Kᵀ / √d) V in each head, where no letter sees a later one.
+class Attention:
+    r"""Every token looks at the others: softmax(Q Kᵀ / √d + unseen) V in each head.
 
     dV = Pᵀ G,  dP = G Vᵀ,  dS = P ∘ (dP - Σ dP ∘ P over what was looked at),  dQ = dS K / √d,  dK = dSᵀ Q / √d
     """
@@ -142,13 +145,13 @@ class CausalAttention:
     def __init__(self, heads: int):
         self.heads = heads
 
-    def forward(self, q, k, v, length: int):
-        """From rows (batch · length, features) to rows of the same shape."""
+    def forward(self, q, k, v, length: int, unseen):
+        """From rows (batch · length, features) to rows of the same shape; `unseen` is -∞ where a token may not look."""
         self.q, self.k, self.v = (self._split(rows, length) for rows in (q, k, v))  # (batch, heads, length, d)
         self.scale = q.dtype.type(1 / np.sqrt(self.q.shape[-1]))
         scores = self.q @ self.k.swapaxes(-1, -2)  # (batch, heads, length, length): row looks at column
         scores *= self.scale
-        scores += np.triu(np.full((length, length), -np.inf, q.dtype), 1)  # e^-∞ = 0: the future is not seen
+        scores += unseen  # e^-∞ = 0
         scores -= scores.max(axis=-1, keepdims=True)
         share = np.exp(scores, out=scores)
         share /= share.sum(axis=-1, keepdims=True)
@@ -172,3 +175,33 @@ class CausalAttention:
     def _join(self, heads):
         batch, count, length, width = heads.shape
         return heads.swapaxes(1, 2).reshape(batch * length, count * width)
+
+
+class CausalAttention(Attention):
+    """Every letter looks back: no letter sees a later one."""
+
+    def forward(self, q, k, v, length: int):
+        """From rows (batch · length, features) to rows of the same shape."""
+        return super().forward(q, k, v, length, np.triu(np.full((length, length), -np.inf, q.dtype), 1))
+
+
+class Gelu:
+    r"""y = x · Φ(x),  dx = G ∘ (Φ(x) + x · φ(x)),  Φ and φ the normal distribution and its density."""
+
+    def forward(self, x):
+        self.x, self.below = x, normal_distribution(x)
+        return x * self.below
+
+    def backward(self, g):
+        density = np.exp(-self.x * self.x / 2) * self.x.dtype.type(1 / np.sqrt(2 * np.pi))
+        return g * (self.below + self.x * density)
+
+
+def normal_distribution(x) -> np.ndarray:
+    r"""Φ(x) = (1 + erf(x / √2)) / 2, erf to 1.5e-7 by Abramowitz & Stegun 1964, formula 7.1.26."""
+    z = np.abs(x) * np.float32(1 / np.sqrt(2))
+    t = 1 / (1 + np.float32(0.3275911) * z)
+    tail = np.float32(1.061405429)
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        tail = tail * t + np.float32(coefficient)
+    return (1 + np.copysign(1 - tail * t * np.exp(-z * z), x)) / 2

