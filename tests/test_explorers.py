@@ -20,11 +20,20 @@ CHAPTERS = [
 ]
 FACTORIES = [getattr(chapter, name) for chapter in CHAPTERS for name in chapter.__all__]
 NEED_MODEL = [getattr(chapter, name) for chapter in CHAPTERS for name in getattr(chapter, "NEEDS_MODEL", ())]
-every_explorer = pytest.mark.parametrize(
-    "factory",
-    [pytest.param(f, marks=pytest.mark.needs_model) if f in NEED_MODEL else f for f in FACTORIES],
-    ids=lambda f: f"{f.__module__.split('.')[-1]}-{f.__name__}",
-)
+PARAMETERS = [pytest.param(f, marks=pytest.mark.needs_model) if f in NEED_MODEL else f for f in FACTORIES]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS, ids=lambda f: f"{f.__module__.split('.')[-1]}-{f.__name__}")
+def shared(request):
+    """Every explorer in turn, made once for all tests: what one of them leaves behind, the next one sees."""
+    return request.param()
+
+
+@pytest.fixture
+def explorer(shared):
+    yield shared
+    if shared.state != shared._defaults:
+        shared.reset()
 
 
 def corners(control) -> list:
@@ -58,9 +67,7 @@ def test_every_chapter_has_at_least_two_explorers():
     assert min(counts.values()) >= 2
 
 
-@every_explorer
-def test_the_numbers_are_finite_and_repeat_at_the_ends_and_the_middle_of_every_control(factory):
-    explorer = factory()
+def test_the_numbers_are_finite_and_repeat_at_the_ends_and_the_middle_of_every_control(explorer):
     for name, control in explorer.controls.items():
         for value in corners(control):
             state = {**explorer.state, name: value}
@@ -72,35 +79,31 @@ def test_the_numbers_are_finite_and_repeat_at_the_ends_and_the_middle_of_every_c
                     assert np.array_equal(number, again[key]), (key, state)
 
 
-@every_explorer
-def test_moving_a_control_changes_the_picture_and_reset_brings_it_back(factory):
-    explorer = factory()
-    before, text = shown(explorer), str(explorer)
+def test_moving_a_control_changes_picture_and_line_and_reset_brings_them_back(explorer):
+    before, text, lines = shown(explorer), str(explorer), {explorer._line.value}
     for name, control in explorer.controls.items():
         changed = False
         for value in corners(control):
             if value != control.value:
                 control.value = value
+                lines.add(explorer._line.value)
                 changed = changed or bool((shown(explorer) != before).any())
         assert changed, f"{name} does nothing"
         explorer.reset()
+    assert len(lines) > 1
     assert (shown(explorer) == before).all()
     assert str(explorer) == text
 
 
-@every_explorer
-def test_after_a_walk_the_pixels_equal_the_same_state_on_a_new_figure(factory):
-    explorer = factory()
+def test_after_a_walk_the_pixels_equal_the_same_state_on_a_new_figure(explorer):
     rng = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(4):
         for control in explorer.controls.values():
             control.value = corners(control)[rng.integers(len(corners(control)))]
         assert (shown(explorer) == redrawn(explorer)).all(), explorer.state
 
 
-@every_explorer
-def test_controls_are_labelled_and_can_be_reset_by_keyboard(factory):
-    explorer = factory()
+def test_controls_are_labelled_and_can_be_reset_by_keyboard(explorer):
     for control in explorer.controls.values():
         assert control.description
     *_, button = [child for child in explorer.widget.children[0].children if isinstance(child, widgets.Button)]
@@ -112,26 +115,13 @@ def test_controls_are_labelled_and_can_be_reset_by_keyboard(factory):
     assert str(explorer) == text
 
 
-@every_explorer
-def test_a_saved_notebook_keeps_the_picture_its_alt_text_and_a_line_of_numbers(factory):
-    explorer = factory()
+def test_a_saved_notebook_keeps_the_picture_its_alt_text_and_a_line_of_numbers(explorer):
+    assert isinstance(explorer, Explorer)
     data, metadata = explorer._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
     assert len(metadata["image/png"]["alt"]) > 30
     assert data["text/plain"] == str(explorer)
     assert explorer.name in str(explorer) and "|" in str(explorer)
-
-
-@every_explorer
-def test_the_line_under_the_picture_follows_the_state(factory):
-    explorer = factory()
-    lines = set()
-    for control in explorer.controls.values():
-        for value in corners(control):
-            control.value = value
-            lines.add(explorer._line.value)
-        explorer.reset()
-    assert len(lines) > 1
 
 
 def test_an_unknown_control_is_refused_by_name():
@@ -164,8 +154,3 @@ def test_the_pixel_test_convicts_a_static_artist_above_a_moving_one():
     explorer._canvas = LiveCanvas(explorer.picture)
     explorer._show()
     assert moving and (shown(explorer) != pixels(explorer.picture.png(DISPLAY_DPI))).any()
-
-
-@every_explorer
-def test_an_explorer_is_what_the_chapters_call_it(factory):
-    assert isinstance(factory(), Explorer)
