@@ -8,6 +8,7 @@ from lora_edu.explorers import finetuning as explore
 from lora_edu.models import finetuning_tables as tables
 from lora_edu.models.finetuning import quarter_turn_fix, truncate_for_data
 from lora_edu.plots import finetuning as plots
+from lora_edu.plots.style import apart
 
 SHIPPED = datasets.finetuning_measured()
 NEAR = 10  # of 347 images: as far as another CPU's rounding moves the end of a run
@@ -324,7 +325,8 @@ def test_answers_are_ticked_by_what_was_wanted():
         assert row == [f"{a} {'✓' if a == digit else '✗'}" for digit, a in enumerate(answers)]
 
 
-def test_labels_are_moved_apart_and_stay_below_the_top():
-    placed = plots.apart([0.95, 0.99, 0.5, 0.94], 0.05)
-    assert placed == pytest.approx([0.94, 0.99, 0.5, 0.89])
-    assert plots.apart([2.0, 0.1], 0.05) == [1.0, 0.1]
+def test_labels_are_moved_apart_and_stay_within_their_bounds():
+    assert apart([0.95, 0.99, 0.5, 0.94], 0.05, top=1.0) == pytest.approx([0.94, 0.99, 0.5, 0.89])
+    assert apart([2.0, 0.1], 0.05, top=1.0) == pytest.approx([1.0, 0.1])
+    assert apart([0.1, 0.1], 0.05, bottom=0.1) == pytest.approx([0.1, 0.15])
+    assert apart([0.3, 0.7], 0.05) == pytest.approx([0.3, 0.7])

@@ -92,7 +92,7 @@ def test_a_blind_guess_and_what_the_base_saves():
 def test_the_surprise_at_each_letter_adds_up_to_the_bits():
     words = names("male").test[:20]
     model = explore.adapted(8, "all")
-    total = sum(explore.surprise(model, word).sum() for word in words)
+    total = explore.surprises(model, words).sum()
     letters = sum(len(word) + 1 for word in words)
     assert total / letters == pytest.approx(model.bits_per_character(*encode_names(words)), rel=1e-4)
     assert explore.compute_name("José-Maria von und zu", 8, "all")["name"] == "josmariavonu"

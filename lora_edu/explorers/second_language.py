@@ -178,13 +178,14 @@ def opening_picture() -> Picture:
     return plots.opening({**numbers, "bits": pairs})
 
 
-def surprise(model: CharTransformer, name: str) -> np.ndarray:
-    """Bits at each letter of a name, the full stop included: (letters + 1,)."""
-    ids, wanted = encode_names([name])
-    logits = model.forward(ids)[0, : len(name) + 1].astype(np.float64)  # (letters + 1, 27)
-    share = np.exp(logits - logits.max(axis=1, keepdims=True))
-    share /= share.sum(axis=1, keepdims=True)
-    return -np.log2(share[np.arange(len(name) + 1), wanted[0, : len(name) + 1]])
+def surprises(model: CharTransformer, words) -> np.ndarray:
+    """Bits at each letter of each word, its full stop included, and 0 behind it: (words, places)."""
+    ids, wanted = encode_names(words)
+    logits = model.forward(ids).astype(np.float64)  # (words, places, 27)
+    logits -= logits.max(axis=2, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))  # log softmax
+    picked = np.take_along_axis(logits, np.maximum(wanted, 0)[..., None], axis=2)[..., 0]
+    return -(picked * (wanted >= 0)) / math.log(2)
 
 
 def spelled(text: str) -> str:
@@ -197,8 +198,8 @@ def compute_name(name: str, rank: int, layers: str) -> dict:
     name = spelled(name)
     model = adapted(rank, layers)
     with model.without_adapter():
-        off = surprise(model, name)
-    on = surprise(model, name)
+        off = surprises(model, [name])[0, : len(name) + 1]
+    on = surprises(model, [name])[0, : len(name) + 1]
     return {
         "name": name,
         "rank": rank,
@@ -244,21 +245,12 @@ def told_apart(rank: int = 8, layers: str = "all") -> dict[str, float]:
     """Share of the test names that cost fewer bits in their own language: the switch as a classifier."""
     found = {}
     for kind in ("female", "male"):
-        text = encode_names(names(kind).test)
         model = adapted(rank, layers)
         with model.without_adapter():
-            off = _bits_by_name(model, *text)
-        own = off - _bits_by_name(model, *text)  # positive where the adapter helps
+            off = surprises(model, names(kind).test).sum(axis=1)
+        own = off - surprises(model, names(kind).test).sum(axis=1)  # positive where the adapter helps
         found[kind] = float(np.mean(own > 0 if kind == "male" else own < 0))
     return found
-
-
-def _bits_by_name(model, ids, wanted) -> np.ndarray:
-    logits = model.forward(ids).astype(np.float64)  # (names, places, 27)
-    logits -= logits.max(axis=2, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
-    picked = np.take_along_axis(logits, np.maximum(wanted, 0)[..., None], axis=2)[..., 0]
-    return -(picked * (wanted >= 0)).sum(axis=1) / math.log(2)
 
 
 @cache

@@ -6,7 +6,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_edu.plots.picture import Panel, Picture, repeated
-from lora_edu.plots.style import COLOUR, SIGNED
+from lora_edu.plots.style import COLOUR, SIGNED, apart
 
 WAYS = {  # way -> colour, dash
     "full": (COLOUR["W"], "-"),
@@ -71,7 +71,7 @@ class AccuracyByRank(Panel):
         ax.text(0.15, mean[0] - 0.015, "LoRA", color=LORA, weight="bold", va="top")
         others = [way for way in numbers["ways"] if way in WAYS]
         heights = [numbers["ways"][way][0] for way in others]
-        for way, height, y in zip(others, heights, apart(heights, 0.04), strict=True):
+        for way, height, y in zip(others, heights, apart(heights, 0.04, top=1.0), strict=True):
             colour, dash = WAYS[way]
             ax.plot([-0.3, len(ranks) - 0.6], [height, height], dash, color=colour, lw=1.6)
             ax.text(len(ranks) - 0.5, y, f"{way} {height:.2f}", color=colour, va="center", fontsize=9)
@@ -133,21 +133,11 @@ class Growing(Panel):
         for way, line in self.lines.items():
             line.set_data(steps, shipped[way])
         ends = [float(shipped[way][-1]) for way in self.labels]
-        for label, y in zip(self.labels.values(), apart(ends, 0.062), strict=True):
+        for label, y in zip(self.labels.values(), apart(ends, 0.062, top=1.0), strict=True):
             label.set_y(y)
         self.live.set_data(steps[: len(curve)], curve)
         self.head.set_data([steps[len(curve) - 1]], [curve[-1]])
         self.note.set_text(f"rank {numbers['rank']} over {numbers['base']}: {curve[-1]:.2f}")
-
-
-def apart(heights, gap: float, top: float = 1.0) -> list[float]:
-    """The heights, moved just far enough that neighbours are `gap` apart and none is above `top`."""
-    order = np.argsort(heights, kind="stable")[::-1]
-    placed, ceiling = np.array(heights, float), top
-    for i in order:
-        placed[i] = ceiling = min(placed[i], ceiling)
-        ceiling -= gap
-    return placed.tolist()
 
 
 def live(numbers) -> Picture:

@@ -1,13 +1,11 @@
 """The figures of the chapter on scaling."""
 
-from itertools import pairwise
-
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lora_edu.plots.picture import Panel, Picture, repeated
-from lora_edu.plots.style import COLOUR
+from lora_edu.plots.style import COLOUR, apart
 
 RULES = {  # rule -> colour, dash, marker
     "α alone": (COLOUR["W"], ":", "^"),
@@ -125,21 +123,12 @@ class LossCurves(Panel):
         for rank, losses in numbers["compared"].items():
             self.lines[rank].set_data(range(len(losses)), losses)
             ends[rank] = losses[-1]
-        for (rank, end), y in zip(ends.items(), _apart(list(ends.values()), 0.1), strict=True):
+        for (rank, end), y in zip(ends.items(), apart(list(ends.values()), 0.1, 0.04, 1.04), strict=True):
             self.labels[rank].set_y(y)
             self.labels[rank].set_text(f"r = {rank}" if end <= 1.1 else f"r = {rank} ↑")
         if self.chosen:
             self.chosen.set_data(range(len(numbers["losses"])), numbers["losses"])
             self.note.set_text(f"rank {numbers['rank']} in pink" + (": diverges" if numbers["diverges"] else ""))
-
-
-def _apart(heights, gap):
-    """The heights, clipped into the panel and moved just far enough that neighbours are `gap` apart."""
-    order = np.argsort(heights)[::-1]
-    placed = np.clip(np.array(heights, float), 0.04, 1.04)
-    for above, below in pairwise(order):
-        placed[below] = min(placed[below], placed[above] - gap)
-    return placed + max(0.0, 0.04 - placed.min())
 
 
 class GradientBars(Panel):

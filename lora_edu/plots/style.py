@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import matplotlib
+import numpy as np
 
 # Okabe-Ito; told apart by marker and dash as well
 COLOUR = {
@@ -48,3 +49,12 @@ def styled():
     """Draw inside this block to get the look, whatever the reader's own settings are."""
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"], **RC}):
         yield
+
+
+def apart(heights, gap: float, bottom: float = -np.inf, top: float = np.inf) -> np.ndarray:
+    """Where labels of these heights go: within bounds, and moved just far enough that neighbours are `gap` apart."""
+    placed, ceiling = np.clip(np.array(heights, float), bottom, top), top
+    for i in np.argsort(heights, kind="stable")[::-1]:
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - gap
+    return placed + max(0.0, bottom - placed.min())
