@@ -131,8 +131,13 @@ class LiveCanvas:
     def __init__(self, picture: Picture):
         self._picture = picture
         self._canvas = picture.figure.canvas
+        hidden = [artist for artist in picture.moving if artist.get_visible()]
+        for artist in hidden:
+            artist.set_visible(False)  # matplotlib 3.10 draws images although they are animated
         with styled():
-            self._canvas.draw()  # animated artists are left out: this is the background
+            self._canvas.draw()
+        for artist in hidden:
+            artist.set_visible(True)
         self._background = self._canvas.copy_from_bbox(picture.figure.bbox)
         self.width = self._canvas.get_width_height()[0]
 
