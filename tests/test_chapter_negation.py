@@ -113,6 +113,7 @@ def test_the_embedding_moves_by_one_part_in_n_whichever_word_goes():
     moved, kept = negation.without_a_word(), explore.removed()
     for name, values in moved.items():
         np.testing.assert_allclose(values, kept[name], atol=1e-5, err_msg=name)
+    assert set(kept) == {*moved, "constant"}
 
 
 def test_not_moves_it_no_farther_than_another_word():
@@ -123,8 +124,8 @@ def test_not_moves_it_no_farther_than_another_word():
     assert moved["other"].mean() == pytest.approx(0.28, abs=0.005)
     difference = moved["not"] - moved["other"]
     assert abs(difference.mean()) < 2 * difference.std() / np.sqrt(count)  # "about the same"
-    products = moved["not"] * moved["tokens"]
-    assert products.mean() == pytest.approx(4.6, abs=0.05)
+    assert moved["constant"] == pytest.approx(4.6, abs=0.05)
+    assert moved["constant"] == pytest.approx(np.mean(moved["not"] * moved["tokens"]))
     tokens = moved["tokens"]
     means = [moved["not"][(tokens >= a) & (tokens <= b)].mean() for a, b in ((9, 12), (13, 15), (16, 18), (19, 26))]
     assert means == pytest.approx([0.38, 0.33, 0.29, 0.22], abs=0.005)
@@ -311,7 +312,7 @@ def test_a_part_of_the_last_layers_table_is_recomputed():
 
 
 @needs_model
-def test_a_live_run_grows_beats_the_probe_and_is_told_again_as_it_was():
+def test_a_live_run_grows_beats_the_probe_and_repeats_itself():
     runs = [list(explore.run_last_layer(64, "query and value")) for _ in range(2)]
     assert [n["progress"] for n in runs[0]] == sorted(n["progress"] for n in runs[0])
     assert runs[0][-1]["progress"] == 1 and len(runs[0]) >= 2 * explore.LIVE_STEPS

@@ -138,19 +138,29 @@ def test_words_of_the_reader():
 
 
 def test_a_change_during_a_run_ends_it_and_the_last_request_wins():
-    explorer = explore.teach()
+    explorer, ended = explore.teach(), []
+
+    def watched(words, rank, layers):
+        looks = 0
+        try:
+            for numbers in explore.run_teach(words, rank, layers):
+                looks += 1
+                yield numbers
+        finally:
+            ended.append((words, looks))
 
     async def hand():
+        explorer.run = watched
         explorer.controls["words"].value = "ada, eve"
         await asyncio.sleep(0.05)
         explorer.controls["words"].value = "bob, rob"
         while explorer._bar.value < 1:
             await asyncio.sleep(0.01)
 
-    explore._taught.clear()
     asyncio.run(hand())
     assert explorer.numbers["real"] == {"bob", "rob"}
-    assert ("ada, eve", 4, "all") not in explore._taught and ("bob, rob", 4, "all") in explore._taught
+    (first, early), (last, all_looks) = ended
+    assert (first, last) == ("ada, eve", "bob, rob") and early < all_looks == explore.TEACH_STEPS + 1
 
 
 # 3 Where the adapter sits

@@ -183,15 +183,15 @@ def number_slider(
     )
 
 
-def sentence_box(label: str, suggestions: list[str]) -> widgets.Combobox:
-    """A line to type into, which offers some sentences and opens with the first."""
+def text_box(label: str, suggestions: list[str], width: str = "540px") -> widgets.Combobox:
+    """A line to type into, which offers some texts and opens with the first."""
     return widgets.Combobox(
         value=suggestions[0],
         options=suggestions,
         continuous_update=False,
         description=label,
         style={"description_width": "initial"},
-        layout=widgets.Layout(width="540px", max_width="100%"),
+        layout=widgets.Layout(width=width, max_width="100%"),
     )
 
 

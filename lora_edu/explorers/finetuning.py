@@ -333,11 +333,9 @@ def learning_rate() -> Explorer:
 def compute_first_steps() -> dict:
     """Relative change of the layer's output by a first step, by optimizer, rule and rank; means over ten splits."""
     moved = _table("first_steps")[..., 1].astype(np.float64).mean(axis=-1)  # (optimizers, rules, ranks)
-    gradient = _table("first_steps")[0, ..., 0].astype(np.float64).mean(axis=-1)  # (rules, ranks)
     return {
         "ranks": SCALED_RANKS,
         "moved": {name: dict(zip(RULES, table, strict=True)) for name, table in zip(OPTIMIZERS, moved, strict=True)},
-        "gradient": dict(zip(RULES, gradient, strict=True)),
     }
 
 

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from lora_edu import datasets
-from lora_edu.explorers.base import Explorer, choice, sentence_box, slider
+from lora_edu.explorers.base import Explorer, choice, slider, text_box
 from lora_edu.explorers.live import LiveExplorer
 from lora_edu.models import minilm, negation
 from lora_edu.models.encoder import BATCH, SentenceEncoder
@@ -130,7 +130,7 @@ def explain_sentence(n: dict) -> str:
 def one_sentence() -> Explorer:
     """Any sentence, and a dial for the adapter."""
     controls = {
-        "sentence": sentence_box("sentence", SUGGESTIONS),
+        "sentence": text_box("sentence", SUGGESTIONS),
         "strength": slider("strength", list(STRENGTHS), 1.0),
     }
     picture = lambda numbers: plots.one_sentence(numbers, STRENGTHS)  # noqa: E731
@@ -157,23 +157,8 @@ def _frozen_attention() -> float:
     return float(np.mean(np.concatenate([attention for _, attention in _look(negation.last_layer())])))
 
 
-_finished: dict[tuple, list[dict]] = {}
-
-
 def run_last_layer(sentences: int, adapted: str) -> Iterator[dict]:
-    """Train an adapter on the last layer alone; a run that came to its end once is told again."""
-    known = _finished.get((sentences, adapted))
-    if known is None:
-        known = []
-        for numbers in _train_last_layer(sentences, adapted):
-            known.append(numbers)
-            yield numbers
-        _finished[sentences, adapted] = known
-    else:
-        yield from known
-
-
-def _train_last_layer(sentences, adapted) -> Iterator[dict]:
+    """Train an adapter on the last layer alone, and look at the test sentences now and then."""
     task = negation.task()
     chosen = negation.some(sentences)
     probe = negation.fit_probe(negation.embeddings()[chosen], task.labels[chosen], negation.RIDGE)
@@ -215,10 +200,10 @@ def _train_last_layer(sentences, adapted) -> Iterator[dict]:
 
 def explain_last_layer(n: dict) -> str:
     """What was trained, and what it changed."""
-    total = len(negation.task().test)
+    total, encoder = len(negation.task().test), sum(array.size for array in minilm.load().weights.values())
     right, before = (round(total * share) for share in (n["accuracies"][-1], n["probe"]))
     return (
-        f"{n['trained']:,} numbers, {n['trained'] / 22_713_216:.3%} of the encoder; step {n['looks'][-1]} of "
+        f"{n['trained']:,} numbers, {n['trained'] / encoder:.3%} of the encoder; step {n['looks'][-1]} of "
         f"{LIVE_STEPS}: {right} of {total} sentences right, the probe {before}; attention on the word "
         f"{n['attentions'][-1]:.1%}, frozen {n['before']:.1%}"
     )
@@ -252,9 +237,10 @@ def probe_grid() -> dict[str, np.ndarray]:
     return {name.removeprefix("grid_"): values for name, values in tables().items() if name.startswith("grid_")}
 
 
-def removed() -> dict[str, np.ndarray]:
-    """The stored movements without a word."""
-    return {name.removeprefix("removed_"): values for name, values in tables().items() if name.startswith("removed_")}
+def removed() -> dict:
+    """The stored movements without a word; `constant` / tokens is about what "not" moves."""
+    found = {name.removeprefix("removed_"): values for name, values in tables().items() if name.startswith("removed_")}
+    return found | {"constant": float(np.mean(found["not"] * found["tokens"]))}
 
 
 def line_to_beat() -> tuple[float, float]:

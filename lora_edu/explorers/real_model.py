@@ -15,7 +15,7 @@ import numpy as np
 from lora_edu import datasets
 from lora_edu.blockwise import SCALE_BITS
 from lora_edu.codebooks import INT4, NF4
-from lora_edu.explorers.base import Explorer, choice, sentence_box, slider
+from lora_edu.explorers.base import Explorer, choice, slider, text_box
 from lora_edu.metrics import bits_per_weight
 from lora_edu.models import measured, minilm
 from lora_edu.models.measured import BLOCK_SIZES, FORMATS, LAYER_BLOCK_SIZES
@@ -318,7 +318,7 @@ def explain_sentence(n: dict) -> str:
 def your_sentence() -> Explorer:
     """Type a sentence: its nearest of 160, before and after four bits."""
     controls = {
-        "sentence": sentence_box("sentence", SUGGESTIONS),
+        "sentence": text_box("sentence", SUGGESTIONS),
         "setting": choice("in 4 bits as", {name: name for name in SETTINGS}, "NF4, blocks of 64"),
     }
     for setting in (None, *SETTINGS):

@@ -7,12 +7,11 @@ import math
 from collections.abc import Iterator
 from functools import cache
 
-import ipywidgets as widgets
 import numpy as np
 
 from lora_edu import datasets
 from lora_edu.datasets.name_lists import LONGEST, decode_names, encode_names, names
-from lora_edu.explorers.base import Explorer, choice, number_slider, slider
+from lora_edu.explorers.base import Explorer, choice, number_slider, slider, text_box
 from lora_edu.explorers.live import LiveExplorer
 from lora_edu.memory import LLAMA, METHODS, ModelShape, training_memory
 from lora_edu.models.adapting import prepare
@@ -75,12 +74,6 @@ def made_up(rank: int, layers: str, strength: float, temperature: float = 1.0, s
     """Names at one strength; the same draws at every strength, so that a name can be followed."""
     model = base() if strength == 0 else stronger(adapted(rank, layers), strength)
     return decode_names(model.sample(plots.NAME_ROWS, seed, temperature))
-
-
-def novel(words) -> list[str]:
-    """Those that stand in none of the lists."""
-    known = male_names() | {name for part in names("female") for name in part}
-    return [word for word in words if word not in known]
 
 
 def _tables() -> dict:
@@ -224,14 +217,7 @@ def explain_name(n: dict) -> str:
 
 def your_name() -> Explorer:
     """Type a name: which of the two languages expects it?"""
-    text = widgets.Combobox(
-        value="frederick",
-        options=SUGGESTIONS,
-        continuous_update=False,
-        description="name",
-        style={"description_width": "initial"},
-        layout=widgets.Layout(width="330px"),
-    )
+    text = text_box("name", SUGGESTIONS, "330px")
     return Explorer("your name", {"name": text, **_adapter_controls()}, compute_name, plots.your_name, explain_name)
 
 
@@ -380,14 +366,8 @@ def words_of(text: str) -> tuple[str, ...]:
     return words
 
 
-_taught: dict[tuple, dict] = {}  # a run that was made is not made again
-
-
 def run_teach(words: str, rank: int, layers: str) -> Iterator[dict]:
     """A hundred steps on some words, ten looks at what the model says meanwhile."""
-    if (words, rank, layers) in _taught:
-        yield _taught[words, rank, layers]
-        return
     learned = words_of(words)
     model = prepare(base(), "LoRA", adapter_config(rank, targets=LAYERS[layers]))
     batches = minibatches(*encode_names(learned), TEACH_BATCH, TEACH_STEPS)
@@ -427,10 +407,7 @@ def run_teach(words: str, rank: int, layers: str) -> Iterator[dict]:
         losses.append(record.loss)
         if record.step % TEACH_EVERY == 0:
             said = look(record.step)
-        if record.step < TEACH_STEPS:
-            yield numbers(record.step, said)
-    _taught[words, rank, layers] = numbers(TEACH_STEPS, said)
-    yield _taught[words, rank, layers]
+        yield numbers(record.step, said)
 
 
 def explain_teach(n: dict) -> str:
@@ -444,15 +421,7 @@ def explain_teach(n: dict) -> str:
 
 def teach() -> LiveExplorer:
     """Train an adapter here and now, on names or on any words."""
-    text = widgets.Combobox(
-        value=MALE,
-        options=[MALE, FEW_MALE, CHEESES],
-        continuous_update=False,
-        description="learn from",
-        style={"description_width": "initial"},
-        layout=widgets.Layout(width="500px"),
-    )
-    controls = {"words": text, **_adapter_controls(4, "all")}
+    controls = {"words": text_box("learn from", [MALE, FEW_MALE, CHEESES], "500px"), **_adapter_controls(4, "all")}
     return LiveExplorer("teach", controls, run_teach, plots.teach, explain_teach)
 
 

@@ -195,9 +195,8 @@ class Removed(Panel):
     def __init__(self, ax, moved):
         super().__init__(ax)
         tokens = np.arange(8, 27)
-        constant = float(np.mean(moved["not"] * moved["tokens"]))
-        ax.plot(tokens, constant / tokens, "--", color=COLOUR["limit"])
-        ax.text(26, 0.25, f"{constant:.1f} / tokens", ha="right", va="center")
+        ax.plot(tokens, moved["constant"] / tokens, "--", color=COLOUR["limit"])
+        ax.text(26, 0.25, f"{moved['constant']:.1f} / tokens", ha="right", va="center")
         rng = np.random.default_rng(0)
         looks = {"other": ("another word", PROBE, "x", 0.22), "not": ("“not”", ADAPTED, "o", -0.22)}
         for name, (label, colour, marker, shift) in looks.items():
@@ -228,7 +227,7 @@ def removed(moved) -> Picture:
     sentence = (
         f"dot plot of how far an embedding moves by the length of the sentence: {moved['not'].mean():.2f} in the mean "
         f"without “not”, {moved['other'].mean():.2f} without another word, about "
-        f"{np.mean(moved['not'] * moved['tokens']):.1f} divided by the tokens"
+        f"{moved['constant']:.1f} divided by the tokens"
     )
     return Picture((10, 3.6), "A", {"A": lambda ax: Removed(ax, moved)}, {}, lambda _: sentence)
 
